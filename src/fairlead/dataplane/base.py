@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of every data plane; all drivers pass the same tests (``tests/unit/dataplane/contract.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fairlead.model.reasons import RejectReason
+from fairlead.model.state import ObservedState, Plan
+from fairlead.model.views import FlowPage, WorkerView
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounters:
+    """Totals of one server since the data plane first knew it; bytes in are client to server."""
+
+    active: int = 0
+    connections: int = 0
+    connect_failures: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCounters:
+    """Totals of one service, and its refusals by reason."""
+
+    active: int = 0
+    connections: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rejected: Mapping[RejectReason, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """All counters at one moment, by server key and by service name."""
+
+    servers: Mapping[str, ServerCounters] = field(default_factory=dict)
+    services: Mapping[str, ServiceCounters] = field(default_factory=dict)
+    workers: tuple[WorkerView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows to list; None matches all."""
+
+    service: str | None = None
+    server: str | None = None
+
+
+class DataPlane(Protocol):
+    """Forwards flows as told; never knows health or configuration files.
+
+    ``apply`` performs the Ops in order and stops at the first that fails with DataPlaneError, which names the Op;
+    what was done stays done, and the caller observes and plans again.
+    """
+
+    async def start(self) -> None:
+        """Adopt what runs already, start what is missing."""
+
+    async def observe(self) -> ObservedState:
+        """Read back what the data plane holds now."""
+
+    async def apply(self, plan: Plan) -> None:
+        """Carry out a plan."""
+
+    async def counters(self) -> Counters:
+        """Read all counters."""
+
+    async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
+        """List established flows, at most ``limit`` at a time."""
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Take no new flows, wait up to ``drain_s`` seconds for the others, reset the rest, and end."""
+
+    async def detach(self) -> None:
+        """Leave everything running and let go (the agent ends, forwarding goes on)."""

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pool, RealServer and HealthMonitor, as the user wrote them (defaults filled in)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fairlead.model.net import Endpoint, IPAddress
+
+
+class AdminState(StrEnum):
+    """The operator's wish for a server; an axis of its own beside health."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    MAINT = "maint"
+
+
+class MonitorType(StrEnum):
+    """Kinds of health probe."""
+
+    TCP = "tcp"
+    TLS = "tls"
+    HTTP = "http"
+    HTTPS = "https"
+    GRPC = "grpc"
+    UDP = "udp"
+    DNS = "dns"
+    ICMP = "icmp"
+    EXEC = "exec"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpExpectation:
+    """What an ``http`` or ``https`` probe sends and accepts.
+
+    ``statuses`` are inclusive ranges; ``body`` must occur in the first 64 kB when set.
+    """
+
+    method: str = "GET"
+    path: str = "/"
+    host: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    statuses: tuple[tuple[int, int], ...] = ((200, 399),)
+    body: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """How a ``tls`` or ``https`` probe treats the server's certificate.
+
+    ``verify`` False accepts any certificate (the probe asks whether the server lives, not who it is).
+    """
+
+    verify: bool = False
+    ca_file: str | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthMonitor:
+    """Specification of the probes of a pool. Durations are in seconds.
+
+    ``port``, ``address`` and ``source`` override where a probe goes and comes from.
+    ``jitter`` is the share of the interval, 0 to 1, by which probes are spread.
+    """
+
+    type: MonitorType
+    interval_s: float = 2.0
+    down_interval_s: float = 2.0
+    timeout_s: float = 1.0
+    rise: int = 2
+    fall: int = 3
+    jitter: float = 0.1
+    port: int | None = None
+    address: IPAddress | None = None
+    source: IPAddress | None = None
+    http: HttpExpectation | None = None
+    tls: TlsSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RealServer:
+    """A machine behind a service. ``name`` defaults to ADDRESS:PORT."""
+
+    name: str
+    endpoint: Endpoint
+    weight: int = 1
+    max_connections: int = 0
+    state: AdminState = AdminState.READY
+    backup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The real servers behind services, and how they are checked.
+
+    ``monitors`` empty means ``health: none``: servers count as up. With several, all must pass.
+    """
+
+    name: str
+    servers: tuple[RealServer, ...]
+    monitors: tuple[HealthMonitor, ...] = ()
+    slow_start_s: float = 0.0
+    drain_timeout_s: float = 300.0
+    quorum: int = 1
+
+
+def server_key(pool: str, server: str) -> str:
+    """The one name of a server everywhere: ``POOL/SERVER``."""
+    return f"{pool}/{server}"

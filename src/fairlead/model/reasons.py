@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every reason for a refusal, a drop or a down state: one word, the same in log, API, CLI, metric and explain.
+
+Invariant: members of ``RejectReason`` keep their number (the worker counts by it; ``worker/abi.h``).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class RejectReason(IntEnum):
+    """Why a new connection was refused, or an established one was ended by us."""
+
+    NO_SERVER = 0  # no live server, when_all_down: reject
+    CONNECT_FAILED = 1  # every try to reach a server failed
+    SERVICE_FULL = 2  # limits.connections
+    SERVERS_FULL = 3  # every candidate is at max_connections
+    DENIED = 4  # allow/deny
+    SOURCE_CONNECTIONS = 5  # limits.connections_per_source
+    SOURCE_RATE = 6  # limits.new_per_source
+    NO_DESCRIPTORS = 7  # file descriptors exhausted
+    NO_MEMORY = 8
+    IDLE_TIMEOUT = 9  # idle_timeout passed; both sides got an RST
+    HALF_CLOSE_TIMEOUT = 10
+    SERVER_RESET = 11  # drain deadline, maint or removal closed the flow
+    SOURCE_TABLE_FULL = 12  # no room to track another source: the per-source limits fail open
+
+
+class DownReason(StrEnum):
+    """Why a probe failed, or why a server counts as down."""
+
+    UNCHECKED = "unchecked"  # no probe has finished yet
+    REFUSED = "refused"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    RESET = "reset"
+    CLOSED = "closed"  # the server closed before answering
+    TLS_FAILED = "tls_failed"
+    CERTIFICATE = "certificate"
+    BAD_STATUS = "bad_status"
+    BAD_BODY = "bad_body"
+    MALFORMED = "malformed"  # the answer breaks its protocol
+    TOO_LARGE = "too_large"
+    LOCAL_ERROR = "local_error"  # this node could not send the probe
+
+
+class IdleReason(StrEnum):
+    """Why a server gets no new flows although it is configured."""
+
+    DOWN = "down"
+    DRAIN = "drain"
+    MAINT = "maint"
+    WEIGHT_ZERO = "weight_zero"
+    BACKUP = "backup"  # a backup server while a primary is up
+    REMOVED = "removed"  # no longer configured; its flows may still end

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API shows: the engine fills these, the API serialises them field by field, the CLI prints them.
+
+Times are seconds since the Unix epoch (``*_at``) or durations in seconds (``*_s``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """One real server of a pool."""
+
+    key: str
+    pool: str
+    name: str
+    address: str
+    weight: int  # configured, or set at run time
+    effective_weight: int  # what the scheduler uses now; 0: no new flows
+    backup: bool
+    admin: str  # AdminState
+    health: str  # "up" | "down" | "none" (not checked)
+    idle_reason: str | None  # IdleReason: why it gets no new flows
+    down_reason: str | None  # DownReason
+    detail: str
+    since_at: float  # of the present health verdict
+    drain_deadline_at: float | None
+    max_connections: int
+    active: int
+    connections_total: int
+    connect_failures_total: int
+    bytes_in_total: int  # client to server
+    bytes_out_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One virtual service."""
+
+    name: str
+    listen: tuple[str, ...]
+    protocol: str
+    pool: str
+    forwarding: str
+    engine: str
+    scheduler: str
+    state: str  # "up" | "degraded" | "down"
+    mode: str  # "forward" | "reject" | "drop"
+    active: int
+    connections_total: int
+    bytes_in_total: int
+    bytes_out_total: int
+    rejected: dict[str, int]  # RejectReason name in lower case -> count
+    servers: tuple[ServerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthView:
+    """One probed target."""
+
+    address: str
+    type: str
+    pools: tuple[str, ...]
+    verdict: str
+    streak: int
+    reason: str | None
+    detail: str
+    since_at: float
+    last_probe_at: float | None
+    last_duration_s: float | None
+    probes_total: int
+    failures_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """One connection, as a worker sees it."""
+
+    service: str
+    server: str
+    client: str
+    vip: str
+    state: str
+    age_s: float
+    idle_s: float
+    bytes_in: int
+    bytes_out: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPage:
+    """Some connections and where to go on; ``cursor`` None: that was all."""
+
+    flows: tuple[FlowView, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """Something that happened. ``kind`` is a stable word, ``subject`` what it happened to."""
+
+    id: int
+    at: float
+    kind: str
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One proxy worker process."""
+
+    slot: int
+    pid: int
+    active: int
+    accepting: bool
+    descriptors_used: int
+    descriptors_limit: int
+    accept_pauses_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """The daemon at a glance."""
+
+    version: str
+    pid: int
+    started_at: float
+    config_file: str | None
+    config_digest: str
+    last_reload_at: float
+    last_reload_ok: bool
+    last_reload_error: str | None
+    converged: bool  # what the data plane holds equals what it should hold
+    pending_error: str | None  # why not, when it does not
+    drift_repairs_total: int
+    workers: tuple[WorkerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeResult:
+    """Answer to a write: what changed, in one line each; empty: nothing had to change."""
+
+    changes: tuple[str, ...]
