@@ -63,7 +63,11 @@ class UnsupportedFeature(FairleadError):
 
 
 class DataPlaneError(FairleadError):
-    """The data plane refused an operation or did not answer."""
+    """The data plane refused an operation or did not answer; ``op`` is the model.state.Op that failed, if one did."""
+
+    def __init__(self, message: str, op: object | None = None) -> None:
+        super().__init__(message)
+        self.op = op
 
 
 class NotFound(FairleadError):

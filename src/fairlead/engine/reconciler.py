@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings one data plane to the desired state and keeps it there: observe, plan, apply, verify.
+
+Invariant: this module decides nothing. What should be comes from a callable, what to do from ``policy.plan``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fairlead.dataplane.base import DataPlane
+from fairlead.engine.events import Events
+from fairlead.errors import DataPlaneError
+from fairlead.model.state import DesiredState, ObservedState, OpenListener, Plan
+from fairlead.policy.plan import describe, plan
+
+VERIFY_INTERVAL_S = 5.0  # F48: drift is repaired within 10 s
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """Whether the data plane holds what it should, and if not, why."""
+
+    converged: bool
+    error: str | None
+    drift_repairs: int
+
+
+class Reconciler:
+    """The loop around one data plane.
+
+    Args:
+        dataplane: What is to be brought to the desired state.
+        desired: Returns the desired state now, and the monotonic moment at which it changes by itself (or None).
+        events: Where repairs and failures are told.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        desired: Callable[[], tuple[DesiredState, float | None]],
+        events: Events,
+        clock: Callable[[], float],
+    ) -> None:
+        self._dataplane = dataplane
+        self._desired = desired
+        self._events = events
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._pass_lock = asyncio.Lock()
+        self._observed: ObservedState | None = None
+        self._error: str | None = None
+        self._converged = False
+        self._drift_repairs = 0
+
+    @property
+    def convergence(self) -> Convergence:
+        """The outcome of the last pass."""
+        return Convergence(self._converged, self._error, self._drift_repairs)
+
+    def wake(self) -> None:
+        """Something changed: reconcile soon."""
+        self._changed.set()
+
+    def preview(self, desired: DesiredState) -> Plan:
+        """What reaching ``desired`` would take from what was last observed."""
+        return plan(desired, self._observed or ObservedState())
+
+    async def reconcile(self) -> Convergence:
+        """One pass, now: apply what is missing, read back, compare."""
+        async with self._pass_lock:
+            self._changed.clear()
+            try:
+                await self._pass()
+            except DataPlaneError as error:
+                self._fail(str(error))
+            return self.convergence
+
+    async def run(self) -> None:
+        """Reconcile on every wake, at every deadline and, against drift, every few seconds. Never returns."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            _, next_at = self._desired()
+            wait_s = VERIFY_INTERVAL_S
+            if next_at is not None:
+                wait_s = min(wait_s, max(0.0, next_at - self._clock()))
+            if self._error is not None:
+                wait_s = min(wait_s, retry_s)
+                retry_s = min(retry_s * 2, LAST_RETRY_S)
+            else:
+                retry_s = FIRST_RETRY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            await self.reconcile()
+
+    async def _pass(self) -> None:
+        expected = self._observed
+        observed = await self._dataplane.observe()
+        if expected is not None and (drift := plan(expected, observed)):
+            self._drift_repairs += 1
+            self._events.record(
+                "drift", "data plane", f"differs from what was applied: {_summary(drift)}", level="warning"
+            )
+        desired, _ = self._desired()
+        todo = plan(desired, observed)
+        failures: list[str] = []
+        if todo:
+            failures = await self._apply(todo)
+            observed = await self._dataplane.observe()
+        left = plan(desired, observed)
+        self._observed = observed
+        if failures or left:
+            self._fail("; ".join(failures) or f"read back after applying, still to do: {_summary(left)}")
+            return
+        if self._error is not None:
+            self._events.record("converged", "data plane", "holds what it should again")
+        self._error, self._converged = None, True
+
+    async def _apply(self, todo: Plan) -> list[str]:
+        """Apply; a listener that cannot be opened must not keep the others closed. Returns what failed."""
+        failures: list[str] = []
+        while todo:
+            try:
+                await self._dataplane.apply(todo)
+            except DataPlaneError as error:
+                if not isinstance(error.op, OpenListener):
+                    raise
+                failures.append(str(error))
+                todo = Plan(todo.ops[todo.ops.index(error.op) + 1 :])
+            else:
+                break
+        return failures
+
+    def _fail(self, error: str) -> None:
+        if error != self._error:
+            self._events.record("apply_failed", "data plane", error, level="error")
+        self._error, self._converged = error, False
+
+
+def _summary(todo: Plan) -> str:
+    shown = ", ".join(describe(op) for op in todo.ops[:3])
+    return shown if len(todo.ops) <= 3 else f"{shown} and {len(todo.ops) - 3} more"
