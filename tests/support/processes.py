@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real programs for system tests: each a context manager that ends what it started, by its process id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from support.wait import until
+
+CLI = (sys.executable, "-c", "from fairlead.app import main; main()")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port nobody uses now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+class Nginx:
+    """nginx as a real server that answers every request with its name."""
+
+    def __init__(self, directory: Path, name: str, port: int | None = None, extra: str = "") -> None:
+        self.name, self.port = name, port or free_port()
+        self.directory = directory / f"nginx-{name}"
+        self.directory.mkdir(exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        (self.directory / "data").mkdir(exist_ok=True)
+        self.configuration = self.directory / "nginx.conf"
+        self.configuration.write_text(
+            textwrap.dedent(f"""\
+            daemon off; master_process off; pid {self.directory}/pid; error_log {self.directory}/error.log;
+            events {{ worker_connections 4096; }}
+            http {{
+              access_log {self.directory}/access.log combined;
+              client_body_temp_path {self.directory}/b; proxy_temp_path {self.directory}/p;
+              fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;
+              keepalive_requests 1000000;
+              server {{
+                listen 127.0.0.1:{self.port} backlog=4096;
+                location / {{ return 200 "{name}\\n"; }}
+                location /data/ {{ root {self.directory}; }}
+                {extra}
+              }}
+            }}
+            """)
+        )
+
+    @property
+    def address(self) -> str:
+        """ADDRESS:PORT."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running nginx."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until it accepts."""
+        self._process = subprocess.Popen(
+            ["nginx", "-c", str(self.configuration), "-p", str(self.directory)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(lambda: accepts("127.0.0.1", self.port), 10, f"nginx {self.name} accepts")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def requests(self) -> int:
+        """Requests answered so far, by the access log."""
+        return len((self.directory / "access.log").read_bytes().splitlines())
+
+    def __enter__(self) -> Nginx:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Daemon:
+    """``fairlead run`` with a configuration file, and the command line beside it."""
+
+    def __init__(self, directory: Path, configuration: str, arguments: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.file = directory / "fairlead.yaml"
+        self.file.write_text(configuration)
+        self.socket = directory / "api.sock"
+        self.runtime = directory / "api.d"
+        self.log = directory / "daemon.log"
+        self._arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*CLI, "run", str(self.file), "--socket", str(self.socket), *self._arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        until(self._ready, 20, f"the daemon is ready: {self.log.read_text()}")
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the daemon ended: {self.log.read_text()}"
+        return self.cli("show", "services", check=False).returncode == 0
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one verb against this daemon."""
+        return subprocess.run(
+            [*CLI, *arguments, "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=30,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def show(self, what: str) -> list[dict[str, object]]:
+        """``fairlead show WHAT -o json``, decoded."""
+        return json.loads(self.cli("show", what, "-o", "json").stdout)  # type: ignore[no-any-return]
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers."""
+        status = json.loads(self.cli("show", "status", "-o", "json").stdout)
+        return [worker["pid"] for worker in status["workers"]]
+
+    def kill(self) -> None:
+        """SIGKILL of the agent alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Fast stop of everything; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20)
+
+    def __enter__(self) -> Daemon:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pids = _workers_by_socket(self.runtime)
+        try:
+            if self.process is not None and self.process.poll() is None:
+                self.stop()
+        finally:
+            if self.process is not None and self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _workers_by_socket(runtime: Path) -> list[int]:
+    """Workers that serve control sockets in ``runtime``, also when their agent is gone."""
+    found = []
+    for path in runtime.glob("worker-*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+            s.connect(str(path))
+            credentials = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            found.append(int.from_bytes(credentials[:4], sys.byteorder))
+    return found
+
+
+@contextlib.contextmanager
+def wrk(url: str, *, seconds: int, connections: int = 16, close: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """wrk under way; read its report with ``report`` after the block."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
+    if close:
+        command[1:1] = ["-H", "Connection: close"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
