@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terminal verbs, an ordinary client of the API. Invariant: imports only ``model``, ``errors``, click and the stdlib."""
