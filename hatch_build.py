@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the proxy worker while the wheel is built, so that ``pip install .`` works on a bare machine.
+
+A C compiler on the machine is used when there is one, the ``ziglang`` wheel otherwise.
+``python hatch_build.py`` compiles in place, without building a wheel.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+ROOT = Path(__file__).resolve().parent
+WORKER = Path("src/fairlead/_native/fairlead-worker")
+ZIG = "ziglang>=0.13"
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith")
+HARDENING = ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE")
+LINKING = ("-pie", "-Wl,-z,relro", "-Wl,-z,now")
+
+
+class BuildError(Exception):
+    """The worker cannot be built; the message is one line that says what to do."""
+
+
+def system_compiler() -> list[str] | None:
+    """The compiler named by CC, else the first of cc, gcc and clang that is installed."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
+def compiler() -> list[str]:
+    """The compiler to use.
+
+    Raises:
+        BuildError: There is none.
+    """
+    if found := system_compiler():
+        return found
+    probe = subprocess.run([sys.executable, "-m", "ziglang", "version"], capture_output=True, check=False)
+    if probe.returncode == 0:
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise BuildError("no C compiler found: install gcc or clang (Debian: apt-get install gcc libc6-dev), or set CC")
+
+
+def version() -> str:
+    """``__version__`` of the package, read without importing it."""
+    tree = ast.parse((ROOT / "src/fairlead/__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise BuildError("src/fairlead/__init__.py has no __version__")
+
+
+def build_worker() -> Path | None:
+    """Compile ``worker/*.c``; the old program is replaced as a whole, for it may be running.
+
+    Returns:
+        The program, or None when there is no source.
+
+    Raises:
+        BuildError: There is no compiler, or it refused the sources.
+    """
+    sources = sorted((ROOT / "worker").glob("*.c"))
+    if not sources:
+        return None
+    target = ROOT / WORKER
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    extra = shlex.split(os.environ.get("CFLAGS", ""))
+    command = [*compiler(), "-std=gnu11", "-O2", "-g", *WARNINGS, *HARDENING, f'-DFAIRLEAD_VERSION="{version()}"']
+    command += [*extra, "-o", str(temporary), *map(str, sources), *LINKING]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        sys.stderr.write(done.stderr)
+        if done.returncode != 0:
+            raise BuildError(f"{command[0]} could not compile the worker (its messages stand above)")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]
+    """Puts the compiled worker into wheels and editable installs; a source distribution carries its sources."""
+
+    PLUGIN_NAME = "custom"
+
+    def dependencies(self) -> list[str]:
+        """Ask for a compiler from the package index only where the machine has none (it is 400 MB unpacked)."""
+        return [ZIG] if self.target_name == "wheel" and system_compiler() is None else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Compile, and mark the wheel as one for this platform but for any Python 3."""
+        if self.target_name != "wheel":
+            return
+        try:
+            program = build_worker()
+        except BuildError as error:
+            raise SystemExit(f"fairlead: {error}") from None
+        if program is None:
+            return
+        build_data["artifacts"].append(str(WORKER))
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+if __name__ == "__main__":
+    try:
+        build_worker()
+    except BuildError as failure:
+        raise SystemExit(f"fairlead: {failure}") from None
