@@ -24,6 +24,8 @@ GRACE_S = 3.0
 def pytest_configure(config: pytest.Config) -> None:
     # Inherited by everything the tests start, also by what outlives its parent.
     os.environ[TOKEN] = f"{os.getpid()}-{time.monotonic_ns()}"
+    # The tests judge this tree, also in the processes they start, whatever may be installed.
+    os.environ["PYTHONPATH"] = str(config.rootpath / "src")
 
 
 @pytest.hookimpl(wrapper=True)
