@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data plane should hold now: configuration, health and the operator's wishes in, ForwardingState out.
+
+Invariants:
+
+- A server takes new flows only when both health and administrative state allow it, unless its service fails open:
+  then administrative state still decides.
+- Established flows end by the operator's wish alone (maint, or the end of a drain or departure); a TCP server that
+  goes down keeps its flows, which die by themselves if it is dead.
+- A named server that changes its address keeps its key: established flows stay where they are and end by
+  themselves, new flows go to the new address. One that changes only its name keeps its flows, too.
+- A service that is removed leaves its flows to end by themselves while its pool stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fairlead.model.configuration import Configuration
+from fairlead.model.health import Verdict
+from fairlead.model.net import Endpoint
+from fairlead.model.pool import AdminState
+from fairlead.model.reasons import DownReason, IdleReason
+from fairlead.model.service import VirtualService
+from fairlead.model.state import DesiredState, ForwardingState, Listener, ServiceMode, ServiceSpec
+from fairlead.policy import tables
+from fairlead.policy.access import allowed_ranges
+from fairlead.policy.flowhash import service_seed
+from fairlead.policy.members import Choice, Member, choose, departed, standing, usable
+from fairlead.policy.runtime import (
+    Departure,
+    Override,
+    Runtime,
+    keyed_servers,
+    set_admin,
+    set_weight,
+    settle,
+    targets,
+    transition,
+)
+
+__all__ = [
+    "Departure",
+    "Derived",
+    "Override",
+    "Runtime",
+    "ServerStatus",
+    "ServiceStatus",
+    "desired",
+    "set_admin",
+    "set_weight",
+    "settle",
+    "targets",
+    "transition",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """One server, and why it takes no new flows if it does not.
+
+    Attributes:
+        weight: Configured, or set at run time.
+        effective_weight: What schedulers use now; 0 exactly when ``idle_reason`` says why.
+        health: None when it is not checked (no monitor, maintenance, or removed).
+        drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
+    """
+
+    key: str
+    pool: str
+    name: str
+    endpoint: Endpoint
+    weight: int
+    effective_weight: int
+    backup: bool
+    admin: AdminState
+    health: Verdict | None
+    idle_reason: IdleReason | None
+    down_reason: DownReason | None
+    detail: str
+    drain_deadline: float | None
+    max_connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service. ``live_weight`` is what the quorum was compared with, also while the service fails open."""
+
+    name: str
+    state: str  # "up" | "degraded" | "down"
+    mode: ServiceMode
+    live_weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A decision; ``next_at`` is the monotonic moment at which it changes by itself, or None."""
+
+    state: ForwardingState
+    next_at: float | None
+    servers: Mapping[str, ServerStatus]
+    services: Mapping[str, ServiceStatus]
+
+
+def desired(configuration: Configuration, runtime: Runtime, now: float) -> Derived:
+    """Decide what a data plane should hold at ``now`` (monotonic seconds)."""
+    pools: dict[str, list[Member]] = {name: [] for name in configuration.pools}
+    for key, pool, server in keyed_servers(configuration):
+        pools[pool.name].append(standing(runtime, now, key, pool, server))
+    leaving = [departed(configuration, runtime, now, key, it) for key, it in runtime.departures.items()]
+    members = [member for pool in pools.values() for member in pool] + leaving
+    services = configuration.services.values()
+    choices = {
+        service.name: choose(pools[service.pool], configuration.pools[service.pool].quorum, service.when_all_down)
+        for service in services
+    }
+    busy = _busy(pools.values(), choices.values())
+    return Derived(
+        _state(configuration, members, choices),
+        min((moment for member in members for moment in _moments(member) if moment > now), default=None),
+        {member.key: _server_status(member, busy=member.key in busy) for member in members},
+        {service.name: _service_status(choices[service.name], pools[service.pool], service) for service in services},
+    )
+
+
+def _state(configuration: Configuration, members: Iterable[Member], choices: Mapping[str, Choice]) -> DesiredState:
+    recipes = {}
+    specs = {}
+    listeners: set[Listener] = set()
+    for service in configuration.services.values():
+        choice = choices[service.name]
+        seed = service_seed(service.listen[0], configuration.hash_seed)
+        digest = None
+        if choice.mode is ServiceMode.FORWARD:
+            recipe = tables.recipe(service.scheduler, seed, choice)
+            digest = tables.digest(recipe)
+            recipes[digest] = recipe
+        specs[service.name] = _service_spec(service, choice.mode, digest, seed)
+        listeners.update(Listener(service.name, service.protocol, listen) for listen in service.listen)
+    return DesiredState({member.key: member.spec for member in members}, recipes, specs, frozenset(listeners))
+
+
+def _service_spec(service: VirtualService, mode: ServiceMode, digest: str | None, seed: bytes) -> ServiceSpec:
+    return ServiceSpec(
+        name=service.name,
+        protocol=service.protocol,
+        forwarding=service.forwarding,
+        engine=service.engine,
+        scheduler=service.scheduler,
+        mode=mode,
+        table=digest,
+        seed=seed,
+        idle_timeout_ms=_milliseconds(service.idle_timeout_s),
+        connect_timeout_ms=_milliseconds(service.connect_timeout_s),
+        half_close_timeout_ms=_milliseconds(service.half_close_timeout_s),
+        retries=service.retries,
+        persistence=service.persistence,
+        max_connections=service.limits.connections,
+        connections_per_source=service.limits.connections_per_source,
+        new_per_source=service.limits.new_per_source,
+        allowed=allowed_ranges(service.allow, service.deny),
+        transparent=service.transparent,
+        accept_proxy=service.accept_proxy,
+        send_proxy=service.send_proxy,
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    """Rounded, but never to 0, which means "never"."""
+    return max(1, round(seconds * 1000)) if seconds else 0
+
+
+def _busy(pools: Iterable[Sequence[Member]], choices: Iterable[Choice]) -> frozenset[str]:
+    """Keys of servers that weigh something: in use by a service, or ready to be once the pool has its quorum."""
+    ready = {member.key for pool in pools for member in usable(pool)}
+    return frozenset(ready | {member.key for choice in choices for member in choice.live})
+
+
+def _moments(member: Member) -> tuple[float, ...]:
+    """When it changes by itself."""
+    return tuple(moment for moment in (member.drain_deadline, member.forgotten_at) if moment is not None)
+
+
+def _server_status(member: Member, *, busy: bool) -> ServerStatus:
+    health = member.health
+    unchecked = "no longer configured" if member.departed else ""
+    return ServerStatus(
+        key=member.key,
+        pool=member.pool,
+        name=member.server.name,
+        endpoint=member.server.endpoint,
+        weight=member.weight,
+        effective_weight=member.weight if busy else 0,
+        backup=member.server.backup,
+        admin=member.admin,
+        health=health.verdict if health else None,
+        idle_reason=member.idle_reason(busy=busy),
+        down_reason=health.reason if health else None,
+        detail=health.detail if health else unchecked,
+        drain_deadline=member.drain_deadline,
+        max_connections=member.server.max_connections,
+    )
+
+
+def _service_status(choice: Choice, pool: Sequence[Member], service: VirtualService) -> ServiceStatus:
+    if choice.mode is not ServiceMode.FORWARD:
+        state = "down"
+    elif choice.fail_open or choice.live[0].server.backup or any(it.eligible and not it.up for it in pool):
+        state = "degraded"
+    else:
+        state = "up"
+    return ServiceStatus(service.name, state, choice.mode, choice.live_weight)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which real servers may take new flows, and what becomes of the flows that servers have.
+
+Invariant: administrative state (``eligible``) and health (``up``) are two axes; only fail-open looks past health,
+nothing looks past administrative state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead.model.configuration import Configuration
+from fairlead.model.health import HealthState, Verdict
+from fairlead.model.pool import AdminState, Pool, RealServer
+from fairlead.model.reasons import IdleReason
+from fairlead.model.service import WhenAllDown
+from fairlead.model.state import FlowTreatment, ServerSpec, ServiceMode
+from fairlead.policy.health import combine, target_key
+from fairlead.policy.runtime import (
+    FORGET_AFTER_S,
+    Departure,
+    Runtime,
+    admin_state,
+    is_draining,
+    present_weight,
+    successor,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server of a pool as it stands now.
+
+    Attributes:
+        health: None when it is not checked (no monitor, maintenance, or departed).
+        drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
+        forgotten_at: Monotonic moment at which a departed server goes, or None.
+    """
+
+    key: str
+    pool: str
+    server: RealServer
+    admin: AdminState
+    weight: int
+    health: HealthState | None
+    flows: FlowTreatment
+    drain_deadline: float | None = None
+    forgotten_at: float | None = None
+    departed: bool = False
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the operator lets it take new flows."""
+        return not self.departed and self.admin is AdminState.READY and self.weight > 0
+
+    @property
+    def up(self) -> bool:
+        """Whether health lets it take new flows."""
+        return self.health is None or self.health.verdict is Verdict.UP
+
+    @property
+    def spec(self) -> ServerSpec:
+        """What the data plane is told."""
+        return ServerSpec(self.key, self.server.endpoint, self.weight, self.server.max_connections, self.flows)
+
+    def idle_reason(self, *, busy: bool) -> IdleReason | None:
+        """Why it takes no new flows; None when it does (``busy``)."""
+        if busy:
+            return None
+        if self.departed:
+            return IdleReason.REMOVED
+        if self.admin is not AdminState.READY:
+            return IdleReason.MAINT if self.admin is AdminState.MAINT else IdleReason.DRAIN
+        if self.weight == 0:
+            return IdleReason.WEIGHT_ZERO
+        return IdleReason.BACKUP if self.up else IdleReason.DOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who takes the new flows of a service.
+
+    Attributes:
+        mode: FORWARD exactly when ``live`` is not empty.
+        live: The members that take new flows.
+        tier: ``live`` and their equals: primaries, or backups when those are in use.
+        live_weight: Weight of the healthy members in use; what the quorum is compared with.
+        fail_open: ``live`` was chosen regardless of health.
+    """
+
+    mode: ServiceMode
+    live: tuple[Member, ...]
+    tier: tuple[Member, ...]
+    live_weight: int
+    fail_open: bool = False
+
+
+def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> Member:
+    """How a configured server stands."""
+    admin = admin_state(runtime, key, server)
+    health, flows, deadline = None, FlowTreatment.KEEP, None
+    if admin is AdminState.MAINT:
+        flows = FlowTreatment.RESET
+    elif pool.monitors:
+        health = combine([runtime.health.get(target_key(server, it), HealthState()) for it in pool.monitors])
+    if is_draining(runtime, key, server):
+        deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
+        flows = _until(deadline, now)
+    return Member(key, pool.name, server, admin, present_weight(runtime, key, server), health, flows, deadline)
+
+
+def departed(configuration: Configuration, runtime: Runtime, now: float, key: str, departure: Departure) -> Member:
+    """How a server stands that is no longer configured: it drains, or shares the fate of what it was renamed to."""
+    heir = successor(configuration, departure)
+    if heir is not None:
+        pool = configuration.pools[departure.pool]
+        now_known_as = standing(runtime, now, heir[0], pool, heir[1])
+        flows, deadline, forgotten_at = now_known_as.flows, now_known_as.drain_deadline, None
+    else:
+        deadline = departure.deadline
+        flows, forgotten_at = _until(deadline, now), deadline + FORGET_AFTER_S
+    server = departure.server
+    return Member(
+        key, departure.pool, server, AdminState.DRAIN, server.weight, None, flows, deadline, forgotten_at, departed=True
+    )
+
+
+def usable(members: Sequence[Member]) -> tuple[Member, ...]:
+    """The primaries that may take new flows, or else the backups that may."""
+    return _first_tier([member for member in members if member.eligible and member.up])
+
+
+def choose(members: Sequence[Member], quorum: int, when_all_down: WhenAllDown) -> Choice:
+    """Who takes the new flows of a service with these ``members``.
+
+    Backups serve only while no primary may. Under ``quorum``, ``when_all_down`` decides; failing open takes the
+    eligible primaries regardless of health, or the eligible backups if no primary is eligible.
+    """
+    live = usable(members)
+    live_weight = sum(member.weight for member in live)
+    fail_open = not live or live_weight < quorum
+    if fail_open:
+        live = (
+            _first_tier([member for member in members if member.eligible])
+            if when_all_down is WhenAllDown.USE_ALL
+            else ()
+        )
+    if not live:
+        mode = ServiceMode.DROP if when_all_down is WhenAllDown.DROP else ServiceMode.REJECT
+        return Choice(mode, (), (), live_weight)
+    tier = tuple(member for member in members if member.server.backup is live[0].server.backup)
+    return Choice(ServiceMode.FORWARD, live, tier, live_weight, fail_open)
+
+
+def _first_tier(members: Sequence[Member]) -> tuple[Member, ...]:
+    primaries = tuple(member for member in members if not member.server.backup)
+    return primaries or tuple(members)
+
+
+def _until(deadline: float, now: float) -> FlowTreatment:
+    return FlowTreatment.KEEP if now < deadline else FlowTreatment.RESET

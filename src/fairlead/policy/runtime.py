@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happened since the configuration was read: overrides, drains, departures; and how events change it.
+
+Invariants: functions return a new Runtime; a drain clock runs exactly while a server drains; an override falls when
+the file's own value changes; the health of what is not probed is forgotten, so that it cannot look alive later.
+Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from fairlead.errors import ContractViolation, NotFound
+from fairlead.model.configuration import Configuration
+from fairlead.model.health import HealthState, ProbeTarget, Verdict
+from fairlead.model.pool import AdminState, Pool, RealServer, server_key
+from fairlead.policy.health import combine, target_key
+
+FORGET_AFTER_S = 5.0  # after its deadline a departed server stays this long, so that its flows are reset, not orphaned
+IDLE_AFTER_S = 5.0  # "no flows" is believed only this long after a departure: until then a table may still name it
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What an operator set at run time; each half falls when the file's own value for it changes."""
+
+    state: AdminState | None
+    weight: int | None
+    base_state: AdminState
+    base_weight: int
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it says anything."""
+        return self.state is not None or self.weight is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A server that is no longer configured, whose flows may still end until ``deadline``; it left at ``since``."""
+
+    pool: str
+    server: RealServer
+    deadline: float
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Attributes are keyed by target or by server key (POOL/SERVER); ``drain_since`` is when it began to drain."""
+
+    health: Mapping[ProbeTarget, HealthState] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    drain_since: Mapping[str, float] = field(default_factory=dict)
+    departures: Mapping[str, Departure] = field(default_factory=dict)
+
+
+def admin_state(runtime: Runtime, key: str, server: RealServer) -> AdminState:
+    """The operator's wish: set at run time, else from the file."""
+    return _override(runtime, key, server).state or server.state
+
+
+def present_weight(runtime: Runtime, key: str, server: RealServer) -> int:
+    """The weight: set at run time, else from the file."""
+    overridden = _override(runtime, key, server).weight
+    return server.weight if overridden is None else overridden
+
+
+def is_draining(runtime: Runtime, key: str, server: RealServer) -> bool:
+    """Whether it takes no new flows by the operator's wish and keeps those it has; weight 0 is such a wish."""
+    admin = admin_state(runtime, key, server)
+    return admin is AdminState.DRAIN or (admin is AdminState.READY and present_weight(runtime, key, server) == 0)
+
+
+def keyed_servers(configuration: Configuration) -> Iterator[tuple[str, Pool, RealServer]]:
+    """All configured servers with their keys, in configured order."""
+    for pool in configuration.pools.values():
+        for server in pool.servers:
+            yield server_key(pool.name, server.name), pool, server
+
+
+def successor(configuration: Configuration, departure: Departure) -> tuple[str, RealServer] | None:
+    """The server that is still configured in the same pool at the departed one's endpoint: it was only renamed."""
+    pool = configuration.pools.get(departure.pool)
+    for server in pool.servers if pool else ():
+        if server.endpoint == departure.server.endpoint:
+            return server_key(departure.pool, server.name), server
+    return None
+
+
+def targets(configuration: Configuration, runtime: Runtime) -> Mapping[ProbeTarget, frozenset[str]]:
+    """What is to be probed now, with the names of the pools that want it; servers in maintenance are left alone."""
+    found: dict[ProbeTarget, set[str]] = {}
+    for key, pool, server in keyed_servers(configuration):
+        if admin_state(runtime, key, server) is not AdminState.MAINT:
+            for monitor in pool.monitors:
+                found.setdefault(target_key(server, monitor), set()).add(pool.name)
+    return {target: frozenset(pools) for target, pools in found.items()}
+
+
+def set_admin(configuration: Configuration, runtime: Runtime, key: str, state: AdminState, now: float) -> Runtime:
+    """The operator says ready, drain or maint.
+
+    Raises:
+        NotFound: No server has this key.
+    """
+    server = _find(configuration, key)
+    wanted = _override(runtime, key, server)
+    wanted = replace(wanted, state=state if state is not server.state else None)
+    return _settled(configuration, _with_override(runtime, key, wanted), now)
+
+
+def set_weight(configuration: Configuration, runtime: Runtime, key: str, weight: int, now: float) -> Runtime:
+    """The operator sets a weight; 0 drains.
+
+    Raises:
+        NotFound: No server has this key.
+    """
+    if weight < 0:
+        raise ContractViolation(f"weight {weight} of {key} is below 0; who asks for it must refuse it")
+    server = _find(configuration, key)
+    wanted = _override(runtime, key, server)
+    wanted = replace(wanted, weight=weight if weight != server.weight else None)
+    return _settled(configuration, _with_override(runtime, key, wanted), now)
+
+
+def transition(old: Configuration, new: Configuration, runtime: Runtime, now: float) -> Runtime:
+    """A new configuration takes over.
+
+    Servers that are gone depart: their flows may end until the old pool's drain timeout after they left, or after
+    they began to drain. Servers that stay keep their drain clock and their verdict, also under changed monitors.
+    """
+    after = {key: server for key, _, server in keyed_servers(new)}
+    departures = {key: departure for key, departure in runtime.departures.items() if key not in after}
+    for key, pool, server in keyed_servers(old):
+        if key not in after and admin_state(runtime, key, server) is not AdminState.MAINT:
+            since = runtime.drain_since.get(key, now)
+            departures[key] = Departure(pool.name, server, since + pool.drain_timeout_s, now)
+    health = {**_inherited(old, new, runtime), **runtime.health}
+    overrides = {key: kept for key, server in after.items() if (kept := _override(runtime, key, server)).is_set}
+    return _settled(new, replace(runtime, departures=departures, health=health, overrides=overrides), now)
+
+
+def settle(configuration: Configuration, runtime: Runtime, now: float, idle: frozenset[str]) -> Runtime:
+    """Start and stop drain clocks, and forget departures that are over.
+
+    Args:
+        configuration: The one in force.
+        runtime: What happened so far.
+        now: Monotonic seconds.
+        idle: Keys of servers that have no flows.
+    """
+    departures = {
+        key: departure
+        for key, departure in runtime.departures.items()
+        if not _is_over(configuration, departure, now, idle=key in idle)
+    }
+    return _settled(configuration, replace(runtime, departures=departures), now)
+
+
+def _is_over(configuration: Configuration, departure: Departure, now: float, *, idle: bool) -> bool:
+    if idle and now >= departure.since + IDLE_AFTER_S:
+        return True
+    return now >= departure.deadline + FORGET_AFTER_S and successor(configuration, departure) is None
+
+
+def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runtime:
+    """Drain clocks run for those that drain, health is known of those that are probed."""
+    drain_since = {
+        key: runtime.drain_since.get(key, now)
+        for key, _, server in keyed_servers(configuration)
+        if is_draining(runtime, key, server)
+    }
+    probed = targets(configuration, runtime)
+    health = {target: state for target, state in runtime.health.items() if target in probed}
+    return replace(runtime, drain_since=drain_since, health=health)
+
+
+def _inherited(old: Configuration, new: Configuration, runtime: Runtime) -> dict[ProbeTarget, HealthState]:
+    """Verdicts for monitors that did not exist before, of servers that did.
+
+    Otherwise a changed interval would take every server down until its next probe. Where servers that share a new
+    target disagree, down wins.
+    """
+    before = {(pool.name, server.endpoint): (key, pool, server) for key, pool, server in keyed_servers(old)}
+    found: dict[ProbeTarget, HealthState] = {}
+    for _, pool, server in keyed_servers(new):
+        known = before.get((pool.name, server.endpoint))
+        state = _verdict(runtime, *known) if known else None
+        if state is None:
+            continue
+        for monitor in pool.monitors:
+            target = target_key(server, monitor)
+            if target not in found or found[target].verdict is Verdict.UP:
+                found[target] = state
+    return found
+
+
+def _verdict(runtime: Runtime, key: str, pool: Pool, server: RealServer) -> HealthState | None:
+    """What is known of a server's health; None: nothing."""
+    if admin_state(runtime, key, server) is AdminState.MAINT:
+        return None
+    if not pool.monitors:
+        # It carried flows without being probed; it may go on until the first probe says otherwise.
+        return HealthState(Verdict.UP, 0, False, None, "no probe has finished yet")
+    state = combine([runtime.health.get(target_key(server, monitor), HealthState()) for monitor in pool.monitors])
+    return replace(state, streak=0) if state.checked else None
+
+
+def _override(runtime: Runtime, key: str, server: RealServer) -> Override:
+    """The halves of a server's override that still hold, on the present base."""
+    held = runtime.overrides.get(key)
+    state = held.state if held and held.base_state is server.state else None
+    weight = held.weight if held and held.base_weight == server.weight else None
+    return Override(state, weight, server.state, server.weight)
+
+
+def _with_override(runtime: Runtime, key: str, override: Override) -> Runtime:
+    others = {name: held for name, held in runtime.overrides.items() if name != key}
+    return replace(runtime, overrides={**others, key: override} if override.is_set else others)
+
+
+def _find(configuration: Configuration, key: str) -> RealServer:
+    servers = {name: server for name, _, server in keyed_servers(configuration)}
+    if key in servers:
+        return servers[key]
+    near = difflib.get_close_matches(key, servers, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`fairlead show servers` lists all"
+    raise NotFound(f"no server {key}; {hint}")

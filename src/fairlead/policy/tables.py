@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LookupTables: which recipe a service gets, and the digest that names it.
+
+Invariant: equal digests mean equal slots on every node; a recipe holds nothing that its slots do not depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from fairlead.model.service import Scheduler
+from fairlead.model.state import TableMember, TableSpec
+from fairlead.policy.members import Choice
+from fairlead.policy.turns import reduced
+
+MAGLEV_SIZE = 65537  # section 5.3 of the Maglev paper; shares stay within 1 % of the weights up to 655 servers
+MAX_PERIOD = 65536  # turns of wrr before they repeat; weights that need more are rounded to it
+SEED_SIZE = 16
+
+
+_FILLINGS = {
+    Scheduler.MAGLEV: Scheduler.MAGLEV,
+    Scheduler.SH: Scheduler.MAGLEV,
+    Scheduler.RANDOM: Scheduler.MAGLEV,
+    Scheduler.WRR: Scheduler.WRR,
+    Scheduler.RR: Scheduler.RR,
+    Scheduler.LC: Scheduler.RR,
+    Scheduler.WLC: Scheduler.RR,
+}
+
+
+def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
+    """The table of a service that forwards (``choice.live`` is not empty); ``seed`` is the service's.
+
+    ``maglev``, ``sh`` and ``random`` share the Maglev filling; its members are the whole tier, so that a server that
+    comes or goes moves its own slots only. ``rr``, ``lc`` and ``wlc`` share a table with one slot for each live server,
+    ``wrr`` has one period of its weighted turns; their members are the live servers.
+    """
+    filling = _FILLINGS[scheduler]
+    live = frozenset(member.key for member in choice.live)
+    if filling is Scheduler.MAGLEV:
+        return TableSpec(filling, MAGLEV_SIZE, seed, tuple(_base_members(choice)), live)
+    weights = [member.weight if filling is Scheduler.WRR else 1 for member in choice.live]
+    turns = reduced(weights, MAX_PERIOD)
+    members = (TableMember(it.key, str(it.server.endpoint), turn) for it, turn in zip(choice.live, turns, strict=True))
+    return TableSpec(filling, sum(turns), bytes(SEED_SIZE), tuple(members), live)
+
+
+def _base_members(choice: Choice) -> Iterator[TableMember]:
+    for member in choice.tier:
+        # A server whose weight was set to 0 at run time stays in the base, dead, by its weight in the file.
+        if base := member.weight or member.server.weight:
+            yield TableMember(member.key, str(member.server.endpoint), base)
+
+
+def digest(spec: TableSpec) -> str:
+    """The name of a table: 32 hex digits."""
+    text = hashlib.blake2b(digest_size=16)
+    fields = [spec.scheduler, str(spec.size), spec.seed.hex()]
+    for member in spec.members:
+        fields += (member.key, member.identity, str(member.weight), "live" if member.key in spec.live else "dead")
+    text.update("\0".join(fields).encode())
+    return text.hexdigest()
