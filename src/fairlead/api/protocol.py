@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTP connection: uvicorn's h11 protocol, with bounds that hold against a client that is slow, stuck or hostile.
+
+Invariant: every connection is, at any moment, within a time limit or has a request under way in the agent
+that is; only an event stream whose client keeps reading lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from fairlead.api.peer import Peer, peer_of
+from fairlead.api.problems import MEDIA_TYPE, Reason, Refusal, encode_problem
+
+REQUEST_S = 10.0  # for a whole request, from its first octet (the first request: from connecting) to its last
+IDLE_S = 60.0  # between requests
+DRAIN_S = 10.0  # for a client to take what is written for it
+MAX_READERS = 64  # connections of all peers that only read
+MAX_CONNECTIONS = 96  # the rest is for those that operate, so that readers cannot lock them out
+
+
+class BoundedProtocol(H11Protocol):
+    """The connection of one client; ``state.peer`` of its requests says who that is."""
+
+    request_s = REQUEST_S
+    drain_s = DRAIN_S
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._refused = False
+        self.peer: Peer | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.peer = peer_of(transport)
+        self.app_state = {**self.app_state, "peer": self.peer}
+        others = [other for other in self.connections if other is not self and isinstance(other, BoundedProtocol)]
+        readers = sum(1 for other in others if other.peer is not None and not other.peer.operates)
+        if len(others) >= MAX_CONNECTIONS or (not self.peer.operates and readers >= MAX_READERS):
+            self._refused = True
+            detail = "too many connections are open; close some and try again"
+            self._answer(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Reason.BUSY, detail))
+        else:
+            self._request_timer = self.loop.call_later(self.request_s, self._request_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_timers()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        super().data_received(data)
+        incomplete = self.conn.their_state in {h11.IDLE, h11.SEND_BODY}
+        if self._request_timer is not None and not incomplete:
+            self._request_timer.cancel()
+            self._request_timer = None
+        elif self._request_timer is None and incomplete:
+            self._request_timer = self.loop.call_later(self.request_s, self._request_late)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_drained()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._drain_timer is not None and not self.transport.is_closing():
+            self._drain_timer.cancel()
+            self._drain_timer = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_drained()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_drained()
+
+    def shutdown(self) -> None:
+        """End after the request under way, or now."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+            self._expect_drained()
+        else:
+            self.cycle.keep_alive = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; called by uvicorn while it handles h11's error."""
+        error = sys.exception()
+        status = getattr(error, "error_status_hint", HTTPStatus.BAD_REQUEST)
+        reason = Reason.TOO_LARGE if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE else Reason.MALFORMED
+        self._answer(Refusal(HTTPStatus(status), reason, f"{msg.rstrip('.')}: {error}"))
+
+    def _should_upgrade(self) -> bool:
+        """Never: an upgrade that is not understood is ignored (RFC 9110 section 7.8)."""
+        return False
+
+    def _answer(self, refusal: Refusal) -> None:
+        """Refuse outside of any request, and close; too late inside an answer that has begun."""
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.abort()
+            return
+        body = encode_problem(refusal)
+        headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+        response = h11.Response(status_code=refusal.status, headers=headers, reason=HTTPStatus(refusal.status).phrase)
+        self.transport.write(self.conn.send(response) or b"")
+        self.transport.write(self.conn.send(h11.Data(body)) or b"")
+        self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self.transport.close()
+        self._expect_drained()
+
+    def _request_late(self) -> None:
+        self._request_timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()  # the operation waits for the rest of the body
+            return
+        detail = f"the request was not complete after {self.request_s:g} s"
+        self._answer(Refusal(HTTPStatus.REQUEST_TIMEOUT, Reason.TIMEOUT, detail))
+
+    def _expect_drained(self) -> None:
+        """Cut the connection off unless the client takes what is written for it in time."""
+        if self._drain_timer is None and self.transport.get_write_buffer_size():
+            self._drain_timer = self.loop.call_later(self.drain_s, self.transport.abort)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._request_timer, self._drain_timer):
+            if timer is not None:
+                timer.cancel()
+        self._request_timer = self._drain_timer = None
