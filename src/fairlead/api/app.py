@@ -11,7 +11,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from starlette.applications import Starlette
@@ -21,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fairlead.api.codec import encode, parse_body, parse_query, settings_tag
-from fairlead.api.events import Streams
+from fairlead.api.events import EVENT_STREAM, Streams
 from fairlead.api.facade import Facade
 from fairlead.api.metrics import Metrics
 from fairlead.api.peer import NOBODY, Peer
@@ -73,7 +72,7 @@ class Api:
             return problem_response(refusal_for(error))
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is left to read it
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the rest
             self._log.exception("api_error", operation=operation.name)
             detail = f"{operation.name} failed because of an error in fairlead; the daemon's log has the details"
             return problem_response(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, Reason.INTERNAL, detail))
@@ -86,6 +85,8 @@ class Api:
         if operation.body is None and raw:
             raise Refusal(HTTPStatus.BAD_REQUEST, Reason.BAD_VALUE, f"{operation.name} takes no body; send none")
         body = parse_body(operation.body, raw) if operation.body is not None else None
+        if request.method == "HEAD" and operation.answer == EVENT_STREAM:
+            return Response(media_type=EVENT_STREAM)
         call = Call(self._facade, self._metrics, self._streams, request.path_params, query, body, dict(request.headers))
         if operation.writes:
             async with self._writing:

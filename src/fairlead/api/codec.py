@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -77,12 +77,12 @@ class Parameter:
 
 
 @functools.cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Hashable) -> TypeAdapter[Any]:
     """The one encoder, decoder and schema of a type."""
     return TypeAdapter(kind)
 
 
-def encode(kind: Any, value: Any) -> bytes:
+def encode(kind: Hashable, value: Any) -> bytes:
     """``value`` of type ``kind`` as JSON; numbers that JSON lacks become null."""
     try:
         return adapter(kind).dump_json(value)
@@ -123,7 +123,7 @@ def parse_body(kind: type[Any], body: bytes) -> Any:
     Raises:
         Refusal: 400 on bad JSON, an unknown key or a bad value.
     """
-    names = tuple(field.name for field in fields(kind))
+    names = tuple(member.name for member in fields(kind))
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:

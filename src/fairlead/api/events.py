@@ -18,6 +18,7 @@ from fairlead.api.facade import Facade
 from fairlead.api.problems import Reason, Refusal
 from fairlead.model.views import EventView
 
+EVENT_STREAM = "text/event-stream"
 MAX_STREAMS = 32
 BATCH = 100
 KEEP_ALIVE_S = 15.0  # shorter than the idle timeouts of the HTTP proxies in use (60 s)
@@ -60,7 +61,7 @@ class Streams:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Reason.BUSY, detail, headers={"retry-after": "5"})
         last = newest(self._facade)
         start = last if after is None else after if after <= last else 0
-        return StreamingResponse(self._follow(start), 200, {"cache-control": "no-store"}, "text/event-stream")
+        return StreamingResponse(self._follow(start), 200, {"cache-control": "no-store"}, EVENT_STREAM)
 
     def close(self) -> None:
         """End all streams, and those opened from now on after what is there already."""

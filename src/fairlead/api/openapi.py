@@ -12,6 +12,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from fairlead import __version__
 from fairlead.api.codec import Parameter, adapter
+from fairlead.api.events import EVENT_STREAM
 from fairlead.api.problems import MEDIA_TYPE, ProblemBody
 from fairlead.api.routes import OPENAPI_PATH, OPERATIONS, Operation
 
@@ -104,7 +105,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     if operation.writes:
         text = "Go on only while the settings carry one of these entity tags"
         listed.append({"name": "If-Match", "in": "header", "description": text, "schema": {"type": "string"}})
-    if operation.answer == "text/event-stream":
+    if operation.answer == EVENT_STREAM:
         text = "Id of the last event seen"
         listed.append({"name": "Last-Event-ID", "in": "header", "description": text, "schema": {"type": "integer"}})
     return listed

@@ -63,8 +63,8 @@ class ProblemBody:
     allowed: tuple[str, ...] | None = None
 
 
-@dataclass(slots=True)
-class Refusal(Exception):  # noqa: N818 - a request refused, not a failure
+@dataclass(slots=True, eq=False)
+class Refusal(Exception):
     """Raised anywhere under a route to answer with a problem."""
 
     status: HTTPStatus

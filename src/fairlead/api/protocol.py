@@ -47,6 +47,7 @@ class BoundedProtocol(H11Protocol):
         self.peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Learn who it is; refuse it when too many are open."""
         super().connection_made(transport)
         self.peer = peer_of(transport)
         self.app_state = {**self.app_state, "peer": self.peer}
@@ -60,11 +61,13 @@ class BoundedProtocol(H11Protocol):
             self._request_timer = self.loop.call_later(self.request_s, self._request_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of the timers."""
         self._cancel_timers()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Take octets; a request that has begun has until its limit to be complete."""
         if self._refused or self.transport.is_closing():
             return
         super().data_received(data)
@@ -76,21 +79,25 @@ class BoundedProtocol(H11Protocol):
             self._request_timer = self.loop.call_later(self.request_s, self._request_late)
 
     def pause_writing(self) -> None:
+        """The client takes too little."""
         super().pause_writing()
         self._expect_drained()
 
     def resume_writing(self) -> None:
+        """The client has caught up."""
         super().resume_writing()
         if self._drain_timer is not None and not self.transport.is_closing():
             self._drain_timer.cancel()
             self._drain_timer = None
 
     def on_response_complete(self) -> None:
+        """One answer is written."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._expect_drained()
 
     def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for ``IDLE_S`` seconds: close."""
         super().timeout_keep_alive_handler()
         self._expect_drained()
 

@@ -10,12 +10,12 @@ import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.responses import PlainTextResponse, Response
 
 from fairlead.api.codec import Parameter, ServerChange
-from fairlead.api.events import Streams, events_page
+from fairlead.api.events import EVENT_STREAM, Streams, events_page
 from fairlead.api.facade import Facade
 from fairlead.api.metrics import Metrics
 from fairlead.api.problems import Reason, Refusal
@@ -31,6 +31,7 @@ from fairlead.model.views import (
 )
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ async def _metrics(call: Call) -> Response:
     return Response(text, media_type=media_type)
 
 
-def _pick(found: dict[str, Any], name: str, what: str) -> Any:
+def _pick(found: dict[str, T], name: str, what: str) -> T:
     if name in found:
         return found[name]
     raise NotFound(f"no {what} {name[:200]!r}{near_names(name, found)}")
@@ -171,7 +172,7 @@ OPERATIONS = (
     Operation("GET", "/v1/events", "events", "What happened, oldest first", _events, tuple[EventView, ...],
               (Parameter("after", int, _AFTER, default=0), _LIMIT)),
     Operation("GET", "/events", "event_stream", "What happens, as server-sent events; Last-Event-ID resumes", _stream,
-              "text/event-stream", (Parameter("after", int, _AFTER + " Without it: from now on."),)),
+              EVENT_STREAM, (Parameter("after", int, _AFTER + " Without it: from now on."),)),
     Operation("POST", "/v1/reload", "reload", "Read the configuration file again", _reload, ChangeResult, (_DRY_RUN,),
               writes=True, subject=_status),
     Operation("GET", "/healthz", "healthz", "200 as long as the agent's loop turns", _healthz, "text/plain"),

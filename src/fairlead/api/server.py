@@ -114,23 +114,27 @@ def open_socket(path: Path) -> socket.socket:
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(path)
-        # Linux makes the file with the mode of the socket's inode: it is never wider than 0660, whatever the umask.
-        os.fchmod(listener.fileno(), SOCKET_MODE)
-        listener.bind(str(path))
-        path.chmod(SOCKET_MODE)
-        _share_with_group(path)
-        listener.listen(BACKLOG)
+        _listen(listener, path)
     except OSError as error:
         listener.close()
         raise FairleadError(
             f"cannot open the API socket {path}: {error.strerror}; name another place with --socket PATH"
         ) from error
-    except FairleadError:
+    except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _remove_stale(path)
+    # Linux makes the file with the mode of the socket's inode: it is never wider than 0660, whatever the umask.
+    os.fchmod(listener.fileno(), SOCKET_MODE)
+    listener.bind(str(path))
+    path.chmod(SOCKET_MODE)
+    _share_with_group(path)
+    listener.listen(BACKLOG)
 
 
 def _remove_stale(path: Path) -> None:
@@ -153,5 +157,5 @@ def _remove_stale(path: Path) -> None:
 def _share_with_group(path: Path) -> None:
     """Let the group read when root runs the daemon; a service manager that sets the group needs nothing here."""
     if os.geteuid() == 0:
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError, PermissionError):
             os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
