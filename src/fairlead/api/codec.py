@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -76,13 +76,15 @@ class Parameter:
         return Refusal(HTTPStatus.BAD_REQUEST, Reason.BAD_VALUE, detail, allowed=allowed)
 
 
-@functools.cache
-def adapter(kind: Hashable) -> TypeAdapter[Any]:
+_made = functools.cache(TypeAdapter)
+
+
+def adapter(kind: Any) -> TypeAdapter[Any]:
     """The one encoder, decoder and schema of a type."""
-    return TypeAdapter(kind)
+    return _made(kind)
 
 
-def encode(kind: Hashable, value: Any) -> bytes:
+def encode(kind: Any, value: Any) -> bytes:
     """``value`` of type ``kind`` as JSON; numbers that JSON lacks become null."""
     try:
         return adapter(kind).dump_json(value)

@@ -14,13 +14,14 @@ from typing import TypeAlias
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from fairlead.api.facade import Facade
 from fairlead.model.pool import AdminState
 from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, WorkerView
 
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 Samples: TypeAlias = dict[tuple[str, ...], float]
 SERVICE_STATES = ("up", "degraded", "down")
 
@@ -65,7 +66,7 @@ class Metrics:
             if "application/openmetrics-text" in accept:
                 text = await asyncio.to_thread(openmetrics.generate_latest, scrape, version="1.0.0")
                 return text, openmetrics.CONTENT_TYPE_LATEST
-            return await asyncio.to_thread(generate_latest, scrape), CONTENT_TYPE_LATEST
+            return await asyncio.to_thread(generate_latest, scrape), TEXT_FORMAT
 
 
 def _gauge(name: str, text: str, labels: Iterable[str], samples: Samples) -> Metric:

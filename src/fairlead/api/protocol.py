@@ -111,10 +111,11 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; called by uvicorn while it handles h11's error."""
-        error = sys.exception()
-        status = getattr(error, "error_status_hint", HTTPStatus.BAD_REQUEST)
-        reason = Reason.TOO_LARGE if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE else Reason.MALFORMED
-        self._answer(Refusal(HTTPStatus(status), reason, f"{msg.rstrip('.')}: {error}"))
+        status = HTTPStatus(getattr(sys.exception(), "error_status_hint", HTTPStatus.BAD_REQUEST))
+        if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            self._answer(Refusal(status, Reason.TOO_LARGE, "request line and headers are too long"))
+        else:
+            self._answer(Refusal(status, Reason.MALFORMED, f"{msg.rstrip('.')}; this socket speaks HTTP/1.1"))
 
     def _should_upgrade(self) -> bool:
         """Never: an upgrade that is not understood is ignored (RFC 9110 section 7.8)."""
