@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every type of probe under its name, and the one function that runs an attempt.
+
+Invariants: ``probe`` never raises (but passes cancellation on), never takes much longer than the monitor's timeout,
+and leaves nothing behind. A new type is one file with one coroutine and one line here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+
+from fairlead.model.health import ProbeResult, ProbeTarget
+from fairlead.model.pool import MonitorType
+from fairlead.model.reasons import DownReason
+from fairlead.probes.deadline import Deadline
+from fairlead.probes.http import http, https
+from fairlead.probes.outcome import ProbeFailed, printable
+from fairlead.probes.tcp import tcp
+from fairlead.probes.tls import tls
+
+Attempt = Callable[[ProbeTarget, Deadline], Awaitable[str]]
+"""Returns what it found when it passed, raises ProbeFailed when it did not."""
+
+ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
+    {
+        MonitorType.TCP: tcp,
+        MonitorType.TLS: tls,
+        MonitorType.HTTP: http,
+        MonitorType.HTTPS: https,
+    }
+)
+
+
+async def probe(target: ProbeTarget) -> ProbeResult:
+    """One attempt at ``target``, within its monitor's timeout."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    deadline = Deadline(target.monitor.timeout_s)
+    reason: DownReason | None = None
+    try:
+        detail = await _attempt(target)(target, deadline)
+    except ProbeFailed as failure:
+        reason, detail = failure.reason, failure.detail
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes provoke must not end the health checking
+        reason, detail = DownReason.LOCAL_ERROR, f"this node: {type(error).__name__}: {printable(str(error))}"
+    finally:
+        deadline.close()
+    return ProbeResult(reason is None, reason, detail, loop.time() - started)
+
+
+def _attempt(target: ProbeTarget) -> Attempt:
+    kind = target.monitor.type
+    if kind not in ATTEMPTS:
+        raise ProbeFailed(DownReason.LOCAL_ERROR, f"health type {kind} is not supported by this version")
+    return ATTEMPTS[kind]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A TCP connection of one attempt: non-blocking, within the attempt's deadline, closed with an RST.
+
+Closed with an RST (``SO_LINGER`` 0), as load balancers do: a FIN would leave a TIME_WAIT here for 60 s per probe, and a
+server that is sick need not be asked to agree. The handshake is completed first: a half-open probe (SYN, SYN-ACK, RST)
+would be invisible to the application, but would also never notice a process that has stopped accepting.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Protocol
+
+from fairlead.model.health import ProbeTarget
+from fairlead.model.reasons import DownReason
+from fairlead.probes.deadline import Deadline
+from fairlead.probes.outcome import ProbeFailed, failed_there, refused_here
+
+CHUNK_BYTES = 4096  # small, so that parsing one chunk from a hostile server never holds the event loop for long
+RECEIVED_LIMIT_BYTES = 256 * 1024  # whatever the protocol above makes of it: a certificate chain and 64 kB of answer
+
+_ABORT = struct.pack("ii", 1, 0)
+_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python names it from 3.12 on
+
+
+class ByteStream(Protocol):
+    """What HTTP needs of a connection, with TLS or without."""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of ``data``."""
+
+    async def recv(self) -> bytes:
+        """The next bytes; empty when the server has closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a probe goes, after the monitor's overrides."""
+
+    host: str
+    port: int
+    family: socket.AddressFamily
+    source: str | None
+
+    @property
+    def name(self) -> str:
+        """The address without the interface of a link-local one, which is of use on this node only."""
+        return self.host.partition("%")[0]
+
+
+def destination(target: ProbeTarget) -> Destination:
+    """Where to probe ``target``.
+
+    Raises:
+        ProbeFailed: LOCAL_ERROR, the server has no port of its own and the monitor names none.
+    """
+    monitor = target.monitor
+    address = monitor.address or target.endpoint.address
+    port = monitor.port or target.endpoint.port
+    if not port:
+        raise ProbeFailed(DownReason.LOCAL_ERROR, "the server has no port of its own: set `port` in its health")
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    return Destination(str(address), port, family, None if monitor.source is None else str(monitor.source))
+
+
+def open_socket(to: Destination, kind: socket.SocketKind) -> socket.socket:
+    """A non-blocking socket of ``kind`` for ``to``, bound to its source.
+
+    Raises:
+        ProbeFailed: LOCAL_ERROR.
+    """
+    try:
+        sock = socket.socket(to.family, kind | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise refused_here(error.errno or errno.EIO, "cannot make a socket") from error
+    if to.source is not None:
+        try:
+            # Leaves the choice of the port to connect(), which can share ports between destinations.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((to.source, 0))
+        except OSError as error:
+            sock.close()
+            raise refused_here(error.errno or errno.EINVAL, f"cannot send from {to.source}") from error
+    return sock
+
+
+class TcpStream:
+    """A connection to ``to``; close it in any case."""
+
+    __slots__ = ("_deadline", "_received", "_sock", "_to")
+
+    def __init__(self, to: Destination, deadline: Deadline) -> None:
+        self._to = to
+        self._deadline = deadline
+        self._received = 0
+        self._sock = open_socket(to, socket.SOCK_STREAM)
+
+    def close(self) -> None:
+        """Abort the connection."""
+        self._sock.close()
+
+    async def connect(self) -> None:
+        """Complete the handshake.
+
+        Raises:
+            ProbeFailed: It did not come about.
+        """
+        sock, to = self._sock, self._to
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        code = sock.connect_ex((to.host, to.port))
+        if code == errno.EINPROGRESS:
+            await self._deadline.writable(sock.fileno())
+            if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise failed_there(code, "connect")
+        elif code:
+            raise refused_here(code, "connect")
+        # A port of this very host on which nobody listens can be met by our own SYN (simultaneous open, RFC 9293
+        # section 3.5): connected, but to ourselves.
+        if sock.getsockname()[1] == to.port and sock.getsockname() == sock.getpeername():
+            raise ProbeFailed(DownReason.REFUSED, "connect: nobody listens (the probe met itself)")
+
+    async def send(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        Raises:
+            ProbeFailed: The connection failed or the deadline passed.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                await self._deadline.writable(self._sock.fileno())
+            except OSError as error:
+                raise failed_there(error.errno or errno.EPIPE, self._deadline.doing) from error
+
+    async def recv(self) -> bytes:
+        """The next bytes; empty when the server has closed.
+
+        Raises:
+            ProbeFailed: The connection failed, the deadline passed, or the server sends without end.
+        """
+        while True:
+            # Waits first: right after sending there is nothing to read yet, and a flood lets others have their turn.
+            await self._deadline.readable(self._sock.fileno())
+            try:
+                data = self._sock.recv(CHUNK_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise failed_there(error.errno or errno.ECONNRESET, self._deadline.doing) from error
+            self._received += len(data)
+            if self._received > RECEIVED_LIMIT_BYTES:
+                raise ProbeFailed(DownReason.TOO_LARGE, f"{self._deadline.doing}: the server sends without end")
+            return data
+
+
+def authority(to: Destination, default_port: int) -> str:
+    """``to`` as a Host header names it (RFC 9110 section 7.2)."""
+    name = f"[{to.name}]" if to.family is socket.AF_INET6 else to.name
+    return name if to.port == default_port else f"{name}:{to.port}"
