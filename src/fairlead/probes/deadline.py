@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one deadline of an attempt, and the one way an attempt waits for its socket.
 
-A TCP probe by ``add_writer`` with a bare future costs 15 us more than a blocking connect; by ``loop.sock_connect`` within
-``asyncio.timeout``, 27 us (CPython 3.11, loopback).
+A TCP probe by ``add_writer`` with a bare future costs 15 us more than a blocking connect; by ``loop.sock_connect``
+within ``asyncio.timeout``, 27 us (CPython 3.11, loopback).
 """
 
 from __future__ import annotations
