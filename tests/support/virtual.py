@@ -9,11 +9,11 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 
-class _Jump(selectors.DefaultSelector):  # type: ignore[valid-type, misc] - an alias chosen by the platform
+class _Jump(selectors.EpollSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        events: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        events = super().select(0)
         if not events:
             assert timeout is not None, "everything waits and no timer is set: it would wait for ever"
             self.now += max(0.0, timeout)

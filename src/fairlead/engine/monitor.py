@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules the probes of all targets and keeps their verdicts: one heap and one timer, no task that sleeps.
 
-Invariants: never two attempts at one target at once; a slow target delays no other one; every gap from start to start is
-at most the interval, so that ``rise`` and ``fall`` times the interval are upper bounds; what results add up to is
+Invariants: never two attempts at one target at once; a slow target delays no other one; every gap from start to start
+is at most the interval, so that ``rise`` and ``fall`` times the interval are upper bounds; what results add up to is
 decided by ``policy.health``.
 """
 
@@ -42,7 +42,9 @@ class _Entry:
         "task",
     )
 
-    def __init__(self, target: ProbeTarget, pools: frozenset[str], state: HealthState, now: float, now_at: float) -> None:
+    def __init__(
+        self, target: ProbeTarget, pools: frozenset[str], state: HealthState, now: float, now_at: float
+    ) -> None:
         self.target = target
         self.pools = pools
         self.state = state
