@@ -194,7 +194,7 @@ def _workers_by_socket(runtime: Path) -> list[int]:
 
 @contextlib.contextmanager
 def wrk(url: str, *, seconds: int, connections: int = 16, close: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """wrk under way; read its report with ``report`` after the block."""
+    """Wrk under way; read its report with ``report`` after the block."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
     if close:
         command[1:1] = ["-H", "Connection: close"]

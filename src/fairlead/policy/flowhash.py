@@ -15,7 +15,7 @@ from fairlead.policy.siphash import siphash13
 
 PROTOCOL_NUMBER = {Protocol.TCP: 6, Protocol.UDP: 17}  # IANA protocol numbers
 GAMMA = 0x9E3779B97F4A7C15  # the odd increment of SplitMix64
-_MASK = (1 << 64) - 1
+MASK64 = (1 << 64) - 1
 
 
 def service_seed(first_listen: Listen, hash_seed: bytes | None) -> bytes:
@@ -52,7 +52,7 @@ def probes(flow: int, size: int) -> Iterator[int]:
     """The slots to try for a flow, in order and without end: its own, then those that further tries fall into."""
     yield slot_of(flow, size)
     for attempt in count(1):
-        yield slot_of(splitmix64((flow + attempt * GAMMA) & _MASK), size)
+        yield slot_of(splitmix64((flow + attempt * GAMMA) & MASK64), size)
 
 
 def splitmix64(state: int) -> int:
@@ -60,8 +60,8 @@ def splitmix64(state: int) -> int:
 
     Fed with ``seed + k * GAMMA`` it gives the k-th output of that generator.
     """
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK64
     return state ^ (state >> 31)
 
 

@@ -7,16 +7,21 @@ Invariant: equal digests mean equal slots on every node; a recipe holds nothing 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator
+from itertools import cycle, islice
 
+from fairlead.errors import ContractViolation
 from fairlead.model.service import Scheduler
 from fairlead.model.state import TableMember, TableSpec
+from fairlead.policy import maglev
 from fairlead.policy.members import Choice
-from fairlead.policy.turns import reduced
+from fairlead.policy.turns import reduced, spread
 
 MAGLEV_SIZE = 65537  # section 5.3 of the Maglev paper; shares stay within 1 % of the weights up to 655 servers
 MAX_PERIOD = 65536  # turns of wrr before they repeat; weights that need more are rounded to it
 SEED_SIZE = 16
+MAX_MEMBERS = 65535  # slots are 16-bit indexes
 
 
 _FILLINGS = {
@@ -62,3 +67,34 @@ def digest(spec: TableSpec) -> str:
         fields += (member.key, member.identity, str(member.weight), "live" if member.key in spec.live else "dead")
     text.update("\0".join(fields).encode())
     return text.hexdigest()
+
+
+def build(spec: TableSpec) -> array[int]:
+    """The slots of a table, as indexes into ``spec.members``; only live members are named.
+
+    Raises:
+        ContractViolation: No member lives, or there are more members than indexes or slots.
+    """
+    live = [member.key in spec.live for member in spec.members]
+    if not any(live):
+        raise ContractViolation("a lookup table needs a live member; a service without one does not forward")
+    if len(live) > MAX_MEMBERS or sum(live) > spec.size:
+        raise ContractViolation(f"{len(live)} members do not fit a table of {spec.size} slots (at most {MAX_MEMBERS})")
+    if _FILLINGS[spec.scheduler] is Scheduler.MAGLEV:
+        return maglev.fill([(it.identity, it.weight) for it in spec.members], live, spec.seed, spec.size)
+    order = [index for index, lives in enumerate(live) if lives]
+    if spec.scheduler is Scheduler.WRR:
+        turns = reduced([spec.members[index].weight for index in order], MAX_PERIOD)
+        order = [order[turn] for turn in spread(turns)]
+    return array("H", islice(cycle(order), spec.size))
+
+
+def build_live(spec: TableSpec) -> tuple[tuple[str, ...], array[int]]:
+    """Keys of the live members in configured order, and the slots as indexes into those."""
+    keys = tuple(member.key for member in spec.members if member.key in spec.live)
+    slots = build(spec)
+    if len(keys) == len(spec.members):
+        return keys, slots
+    place = {key: index for index, key in enumerate(keys)}
+    moved = [place.get(member.key, 0) for member in spec.members]
+    return keys, array("H", [moved[index] for index in slots])

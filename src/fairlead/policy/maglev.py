@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maglev: a table of slots that spreads flows by weight and hardly changes (Eisenbud et al., NSDI 2016, section 3.4).
+
+Invariants: a base table is filled over all members, dead or alive; a dead member's slots go to live ones by an order
+of preference that belongs to the slot and not to who is dead. So exactly a dead member's slots move, and come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import count, cycle, islice
+
+from fairlead.policy.flowhash import GAMMA, MASK64, splitmix64
+from fairlead.policy.turns import reduced, spread
+
+Permutation = tuple[int, int]  # offset and skip: position j is slot (offset + j * skip) % size
+Claim = tuple[str, int]  # identity and weight of a member
+
+_KEPT_BASES = 32  # of 128 kB each: health changes a table often, its base seldom
+_FEW_SLOTS = 192  # free slots from which on looking at each is cheaper than walking into taken ones
+
+
+def permutation(identity: str, seed: bytes, size: int) -> Permutation:
+    """The member's order of slots: offset and skip from two halves of one keyed hash."""
+    digest = hashlib.blake2b(identity.encode(), digest_size=16, key=seed).digest()
+    return int.from_bytes(digest[:8], "little") % size, int.from_bytes(digest[8:], "little") % (size - 1) + 1
+
+
+def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: int) -> list[int]:
+    """Fill a table: members take turns to claim the first slot in their order that is still free.
+
+    Args:
+        permutations: One for each member.
+        turns: Turns of each member in one period; all 1 gives the paper's algorithm.
+        size: Number of slots, a prime.
+
+    Returns:
+        For each slot an index into ``permutations``.
+    """
+    owner = [-1] * size
+    taken = bytearray(size)
+    at = [offset for offset, _ in permutations]  # where each looks next
+    skips = [skip for _, skip in permutations]
+    order = cycle(spread(turns))
+    for index in islice(order, max(0, size - _FEW_SLOTS)):
+        slot, skip = at[index], skips[index]
+        while taken[slot]:
+            slot += skip
+            if slot >= size:
+                slot -= size
+        taken[slot] = 1
+        owner[slot] = index
+        at[index] = slot
+    free = {slot for slot in range(size) if not taken[slot]}
+    inverses = [pow(skip, -1, size) for skip in skips]
+    for index in islice(order, len(free)):
+        offset, inverse = permutations[index][0], inverses[index]
+        slot = min(free, key=lambda slot: (slot - offset) * inverse % size)
+        free.remove(slot)
+        owner[slot] = index
+    return owner
+
+
+def fill(members: Sequence[Claim], live: Sequence[bool], seed: bytes, size: int) -> array[int]:
+    """The table as it is used: the base table with every dead member's slots given to live members.
+
+    Args:
+        members: Identity and weight of every member, in configured order, which all nodes share.
+        live: Which of them may be chosen; at least one.
+        seed: 16 bytes; nodes with the same seed and members build the same table.
+        size: Number of slots, a prime, at least as many as members.
+
+    Returns:
+        For each slot an index into ``members``.
+    """
+    base = _base(tuple(members), seed, size)
+    if all(live):
+        return array("H", base)
+    if sum(live) == 1:
+        return array("H", [live.index(True)]) * size
+    return _reassign(base, live, seed)
+
+
+@lru_cache(maxsize=_KEPT_BASES)
+def _base(members: tuple[Claim, ...], seed: bytes, size: int) -> array[int]:
+    permutations = [permutation(identity, seed, size) for identity, _ in members]
+    return array("H", populate(permutations, reduced([weight for _, weight in members], size), size))
+
+
+def _reassign(base: array[int], live: Sequence[bool], seed: bytes) -> array[int]:
+    """Give the slots of dead members away, level by level.
+
+    A level is a permutation of all slots: slot ``taker`` looks to ``giver``, and gets its owner if that one lives.
+    Levels are fixed by the seed, therefore a slot asks the same slots in the same order whoever is dead. Walking from
+    whichever side is smaller keeps the work near ``size * ln(size)`` steps even when nearly all are dead.
+    """
+    size = len(base)
+    table = array("H", base)
+    givers = [slot for slot, owner in enumerate(base) if live[owner]]
+    orphans = {slot for slot, owner in enumerate(base) if not live[owner]}
+    for scale, shift in _levels(seed, size):
+        if len(orphans) < len(givers):
+            inverse = pow(scale, -1, size)
+            found = [slot for slot in orphans if live[base[(slot - shift) * inverse % size]]]
+            for slot in found:
+                table[slot] = base[(slot - shift) * inverse % size]
+            orphans.difference_update(found)
+        else:
+            for giver in givers:
+                slot = (giver * scale + shift) % size
+                if slot in orphans:
+                    table[slot] = base[giver]
+                    orphans.remove(slot)
+        if not orphans:
+            break
+    return table
+
+
+def _levels(seed: bytes, size: int) -> Iterator[Permutation]:
+    """Permutations ``slot -> (slot * scale + shift) % size``, without end."""
+    state = int.from_bytes(seed[:8], "little") ^ int.from_bytes(seed[8:], "little")
+    for level in count(1):
+        chance = splitmix64((state + level * GAMMA) & MASK64)
+        yield (chance >> 32) % (size - 1) + 1, (chance & 0xFFFFFFFF) % size
