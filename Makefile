@@ -33,7 +33,7 @@ fmt: $(READY) ## format and repair what can be repaired
 	$(PYTHON) -m ruff check --fix .
 
 bench: packages $(READY) ## compare with HAProxy, nginx and a direct connection; ARGS=--quick for a minute
-	$(PYTHON) bench/run.py $(ARGS)
+	$(PYTHON) -m bench.run $(ARGS)
 
 docs: $(READY) ## generate the reference pages
 	$(PYTHON) docs/generate.py

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the parts of the load generator share. Every function that returns int returns the exit code of the program. */
+#ifndef BENCH_LOAD_H
+#define BENCH_LOAD_H
+
+#include <netinet/in.h>
+#include <stdint.h>
+
+#define REPLY_BODY 64
+#define MAX_EVENTS 256
+
+struct target {
+	struct sockaddr_in address;
+	unsigned next_source; /* connections leave from 127.1.0.1 .. 127.1.0.SOURCES in turn */
+};
+
+struct samples { /* latencies in nanoseconds; those past the room are counted but not kept */
+	uint64_t *value;
+	uint64_t count;
+	uint64_t room;
+};
+
+int serve(int ports, char **port);
+int run_connect(struct target *target, double seconds, int concurrency);
+int run_rate(struct target *target, double seconds, int connections, double per_second);
+int run_bulk(struct target *target, double seconds, int streams);
+int run_hold(struct target *target, int connections);
+
+uint64_t now_ns(void);
+void fail(const char *what) __attribute__((noreturn));
+int dial(struct target *target);	  /* a non-blocking socket on its way to the target */
+int dial_wait(struct target *target); /* the same, connected and blocking */
+void watch(int epoll, int fd, uint32_t events, void *what);
+struct samples samples_new(uint64_t room);
+void samples_add(struct samples *samples, uint64_t ns);
+void samples_print(struct samples *samples);
+
+/* What server and clients agree on. */
+extern const char reply_keep[], reply_close[], request_keep[], request_close[], request_bulk[];
+extern const int reply_keep_length, reply_close_length;
+
+#endif

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The samples of a run and the table made of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from bench.machine import Cpus
+from bench.ratio import Ratio, paired
+
+AA_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``bar`` is the least (or, where less is better, the most) ratio to HAProxy."""
+
+    name: str
+    label: str
+    more_is_better: bool
+    bar: float | None
+    digits: int = 0
+
+
+ROWS = (
+    Row("conn_rate", "new connections/s", True, 0.85),
+    Row("request_rate", "keep-alive requests/s", True, 0.85),
+    Row("p50_us", "latency p50, us", False, None),
+    Row("p99_us", "latency p99, us", False, 1.3),
+    Row("p50_added_us", "  p50 added over direct, us", False, None),
+    Row("p99_added_us", "  p99 added over direct, us", False, None),
+    Row("conn_cpu_us", "CPU per connection, us", False, None, 1),
+    Row("request_cpu_us", "CPU per request, us", False, None, 1),
+    Row("conn_calls", "system calls per connection", False, None, 1),
+    Row("request_calls", "system calls per request", False, None, 1),
+    Row("bulk_rate", "bulk, MB/s", True, 0.9),
+    Row("bulk_cpu_us", "CPU per bulk MB, us", False, None),
+    Row("idle_bytes", "memory per idle connection, B", False, 1.0),
+)
+NAMES = ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct")
+
+
+@dataclass
+class Results:
+    """All samples, round by round: ``rounds`` holds {contender: {row: figure}}."""
+
+    machine: Mapping[str, str]
+    rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    notes: dict[str, float] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, found: dict[str, dict[str, float]]) -> None:
+        """Keep one round; latency is also kept as what it adds to the direct connection's in that round."""
+        direct = found.get("direct", {})
+        for figures in found.values():
+            for name in ("p50", "p99"):
+                if f"{name}_us" in figures and f"{name}_us" in direct and figures is not direct:
+                    figures[f"{name}_added_us"] = figures[f"{name}_us"] - direct[f"{name}_us"]
+        self.rounds.append(found)
+
+    def values(self, contender: str, row: str) -> list[float]:
+        """Figures of all rounds that have them."""
+        return [r[contender][row] for r in self.rounds if contender in r and row in r[contender]]
+
+    def median(self, contender: str, row: str) -> float:
+        """Median over the rounds; 0 when there is none."""
+        found = self.values(contender, row)
+        return median(found) if found else 0.0
+
+    def ratio(self, row: str, over: str, of: str = "fairlead") -> Ratio | None:
+        """Paired over the rounds in which both were measured."""
+        both = [(r[of][row], r[over][row]) for r in self.rounds if row in r.get(of, {}) and row in r.get(over, {})]
+        return paired([a for a, _ in both], [b for _, b in both]) if both else None
+
+    def document(self) -> dict[str, Any]:
+        """Everything, for the JSON file."""
+        return {
+            "machine": dict(self.machine),
+            "notes": self.notes,
+            "failures": self.failures,
+            "medians": {
+                row.name: {name: self.median(name, row.name) for name in (*NAMES, "fairlead-again")} for row in ROWS
+            },
+            "rounds": self.rounds,
+        }
+
+
+def verdict(row: Row, ratio: Ratio | None) -> str:
+    """Whether the bar is met, by the median; a win needs the whole interval on the good side."""
+    if ratio is None:
+        return ""
+    if (ratio.low >= 1.05) if row.more_is_better else (ratio.high <= 1 / 1.05):
+        word = "win"
+    elif (ratio.high < 1) if row.more_is_better else (ratio.low > 1):
+        word = "loss"
+    else:
+        word = "even"
+    if row.bar is None:
+        return word
+    met = ratio.median >= row.bar if row.more_is_better else ratio.median <= row.bar
+    return f"{word}, bar {row.bar:g} {'met' if met else 'MISSED'}"
+
+
+def table(results: Results, cpus: Cpus) -> str:
+    """The report as text."""
+    heading = ["", *NAMES, "of haproxy (95 %)", "A/A", "verdict"]
+    lines = [heading]
+    for row in ROWS:
+        figures = [results.values(name, row.name) for name in NAMES]
+        if not any(figures):
+            continue
+        ratio, control = results.ratio(row.name, "haproxy"), results.ratio(row.name, "fairlead-again")
+        cells = [f"{median(found):,.{row.digits}f}" if found else "-" for found in figures]
+        void = control is not None and abs(control.median - 1) > AA_TOLERANCE
+        lines.append([
+            row.label, *cells, str(ratio or "-"), f"{control.median:.2f}{' void' if void else ''}" if control else "-",
+            verdict(row, ratio),
+        ])  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, "", *_remarks(results, cpus)])
+
+
+def _remarks(results: Results, cpus: Cpus) -> list[str]:
+    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
+    idle = [f["_load_idle"] for r in results.rounds for n, f in r.items() if n != "direct" and "_load_idle" in f]
+    foreign = [f["_foreign"] for r in results.rounds for f in r.values() if "_foreign" in f]
+    rate, held = results.notes.get("latency_rate_per_second", 0), results.notes.get("idle_connections", 0)
+    lines = [
+        machine,
+        f"load and servers on CPU {sorted(cpus.load)}, load balancers on CPU {sorted(cpus.balancer)}",
+        "figures are medians over rounds, ratios are paired within rounds",
+        f"latency at {rate:,.0f} requests/s, from the moment each was due; memory (PSS) at {held:,.0f} connections",
+    ]
+    if idle:
+        lines.append(
+            f"CPU of the load: median idle {median(idle):.0%} under a proxy (under 10 % the generator is the limit); "
+            f"CPU of the balancers used by others: median {median(foreign):.0%}, most {max(foreign):.0%}"
+        )
+    lines.append(f"void: two equal fairleads differ by more than {AA_TOLERANCE:.0%}; repeat on a quieter machine")
+    return [*lines, *(f"failed: {failure}" for failure in results.failures)]
