@@ -105,7 +105,8 @@ class FakeFacade:
         return StatusView(
             version="0.1.0", pid=100, started_at=1_700_000_000.0, config_file="/etc/fairlead/fairlead.yaml",
             config_digest=self.digest, last_reload_at=1_700_000_001.0, last_reload_ok=True,
-            last_reload_error=self.detail,            converged=True, pending_error=None, drift_repairs_total=3, workers=workers,
+            last_reload_error=self.detail,
+            converged=True, pending_error=None, drift_repairs_total=3, workers=workers,
         )  # fmt: skip
 
     def ready(self) -> bool:

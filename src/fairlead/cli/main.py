@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program ``fairlead``: its verbs, options and exit codes.
+
+Exit codes: 0 fine, 1 runtime error, 2 wrong usage, 3 invalid configuration, 4 no daemon answers; as a shell
+counts signals, 130 interrupted and 141 when the reader of the output has gone.
+Invariant: what a verb does not need is not imported before it runs, for ``show`` starts in less than 150 ms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fairlead import __version__
+from fairlead.cli.exits import FINE, INVALID
+from fairlead.cli.guard import Program
+from fairlead.cli.local import DemoOptions, LocalVerbs, RunOptions
+from fairlead.cli.output import FORMATS, as_yaml
+from fairlead.errors import ConfigError
+from fairlead.model.paths import DEFAULT_FILE, default_socket, named_socket
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_KINDS = ("services", "servers", "connections", "health", "events", "status")
+
+
+def build(local: LocalVerbs) -> click.Group:
+    """The whole command line; ``local`` does what needs no daemon."""
+
+    @click.group(cls=Program, context_settings=CONTEXT)
+    @click.version_option(__version__, prog_name="fairlead", message="%(prog)s %(version)s")
+    def program() -> None:
+        """A layer-4 load balancer: offers services, spreads connections over real servers, checks their health.
+
+        Exit codes: 0 fine, 1 runtime error, 2 wrong usage, 3 invalid configuration, 4 no daemon answers.
+        """
+
+    _add_local(program, local)
+    _add_show(program)
+    for verb, meaning in (
+        ("drain", "Give a server no new connections.\n\nThose it has live on until the drain_timeout of the pool."),
+        ("ready", "Let a server take connections again.\n\nIt gets them as soon as its health allows."),
+        ("maint", "Take a server out at once.\n\nIts connections are closed, and it is not probed any more."),
+    ):
+        _add_state(program, verb, meaning)
+    _add_weight(program)
+    _add_reload(program)
+    return program
+
+
+def _socket_option(verb: Verb) -> Verb:
+    return click.option(
+        "--socket",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="The daemon's API socket. Default: FAIRLEAD_SOCKET, else /run/fairlead/api.sock for root and "
+        "$XDG_RUNTIME_DIR/fairlead/api.sock for others.",
+    )(verb)
+
+
+def _output_option(verb: Verb) -> Verb:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="json and yaml carry exact values; table is for people, also through a pipe.",
+    )(verb)
+
+
+def _dry_run_option(verb: Verb) -> Verb:
+    return click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")(verb)
+
+
+def _add_local(program: click.Group, local: LocalVerbs) -> None:
+    @program.command()
+    @click.argument("file", required=False, type=click.Path(path_type=Path))
+    @click.option("--listen", metavar="ADDRESS:PORT", multiple=True, help="Offer one service here, without a file.")
+    @click.option("--server", metavar="ADDRESS:PORT", multiple=True, help="A real server of that service.")
+    @_socket_option
+    def run(file: Path | None, listen: tuple[str, ...], server: tuple[str, ...], socket: Path | None) -> int:
+        """Run the daemon in the foreground.
+
+        FILE is its configuration, by default /etc/fairlead/fairlead.yaml.
+        """
+        if file is not None and (listen or server):
+            raise click.UsageError("give either FILE, or --listen and --server")
+        if bool(listen) != bool(server):
+            raise click.UsageError("--listen and --server belong together: give at least one of each")
+        chosen = None if listen else file or DEFAULT_FILE
+        return local.run(RunOptions(chosen, listen, server, socket or named_socket(os.environ)))
+
+    @program.command()
+    @click.option("--listen", metavar="ADDRESS:PORT", default="127.0.0.1:8080", show_default=True)
+    @click.option("--servers", type=click.IntRange(1, 20), default=3, show_default=True, help="How many to start.")
+    @_socket_option
+    def demo(listen: str, servers: int, socket: Path | None) -> int:
+        """Try it: servers and a balancer on loopback.
+
+        Starts small real HTTP servers and a load balancer in front of them, and shows how to play with it.
+        """
+        return local.demo(DemoOptions(listen, servers, socket or named_socket(os.environ)))
+
+    @program.command()
+    @click.argument("file", required=False, default=DEFAULT_FILE, type=click.Path(path_type=Path))
+    @_output_option
+    def check(file: Path, output: str) -> int:
+        """Validate a configuration.
+
+        Prints every error in FILE, by default /etc/fairlead/fairlead.yaml, and touches nothing.
+        """
+        return _check(local, file, output)
+
+
+def _check(local: LocalVerbs, file: Path, output: str) -> int:
+    try:
+        configuration = local.check(file)
+    except ConfigError as error:
+        if output == "table":
+            raise
+        problems = [dataclasses.asdict(problem) for problem in error.problems]
+        click.echo(_encoded({"file": str(file), "valid": False, "problems": problems}, output))
+        return INVALID
+    if output != "table":
+        click.echo(_encoded({"file": str(file), "valid": True, "problems": []}, output))
+        return FINE
+    pools = configuration.pools.values()
+    counts = [
+        _plural(len(configuration.services), "service"),
+        _plural(len(pools), "pool"),
+        _plural(sum(len(pool.servers) for pool in pools), "server"),
+    ]
+    click.echo(f"{file}: valid: {', '.join(counts)}")
+    return FINE
+
+
+def _add_show(program: click.Group) -> None:
+    @program.command()
+    @click.argument("what", required=False, type=click.Choice(_KINDS))
+    @_output_option
+    @click.option("-w", "--watch", is_flag=True, help="Every second again; json prints one line per change.")
+    @click.option("--service", metavar="NAME", help="Only connections of this service.")
+    @click.option("--server", metavar="POOL/SERVER", help="Only connections to this server.")
+    @_socket_option
+    def show(
+        *, what: str | None, output: str, watch: bool, service: str | None, server: str | None, socket: Path | None
+    ) -> None:
+        """Show services, servers, health and more.
+
+        Without an argument: all services with their servers.
+        """
+        from fairlead.cli import show as showing  # noqa: PLC0415 - only this verb needs tables
+
+        if (service or server) and what != "connections":
+            raise click.UsageError("--service and --server choose among connections: fairlead show connections ...")
+        question = showing.Question(what or "overview", output, service, server)
+        (showing.watch if watch else showing.show)(_client(socket), question)
+
+
+def _add_state(program: click.Group, verb: str, meaning: str) -> None:
+    @program.command(verb, help=meaning)
+    @click.argument("server", metavar="POOL/SERVER")
+    @_dry_run_option
+    @_output_option
+    @_socket_option
+    def change(server: str, dry_run: bool, output: str, socket: Path | None) -> None:
+        _change_server(server, {"admin": verb}, dry_run, output, socket)
+
+
+def _add_weight(program: click.Group) -> None:
+    @program.command()
+    @click.argument("server", metavar="POOL/SERVER")
+    @click.argument("weight", metavar="N", type=click.IntRange(0, 65535))
+    @_dry_run_option
+    @_output_option
+    @_socket_option
+    def weight(server: str, weight: int, dry_run: bool, output: str, socket: Path | None) -> None:
+        """Set the weight of a server.
+
+        With 0 it gets no new connections, and those it has live on.
+        """
+        _change_server(server, {"weight": weight}, dry_run, output, socket)
+
+
+def _add_reload(program: click.Group) -> None:
+    @program.command()
+    @_dry_run_option
+    @_output_option
+    @_socket_option
+    def reload(dry_run: bool, output: str, socket: Path | None) -> None:
+        """Read the configuration file again.
+
+        An invalid file changes nothing and says why.
+        """
+        result = _client(socket).send("POST", "/v1/reload", _query(dry_run), None)
+        _report(result, dry_run, output)
+
+
+def _client(socket: Path | None) -> Any:
+    from fairlead.cli.client import Client  # noqa: PLC0415 - http.client takes longer to import than all the rest
+
+    return Client(socket or default_socket(os.environ, os.geteuid() == 0))
+
+
+def _change_server(server: str, change: dict[str, Any], dry_run: bool, output: str, socket: Path | None) -> None:
+    from fairlead.cli.client import server_target  # noqa: PLC0415 - as in _client
+
+    result = _client(socket).send("PATCH", server_target(server), _query(dry_run), change)
+    _report(result, dry_run, output)
+
+
+def _query(dry_run: bool) -> dict[str, str]:
+    return {"dry_run": "true"} if dry_run else {}
+
+
+def _report(result: dict[str, Any], dry_run: bool, output: str) -> None:
+    if output != "table":
+        click.echo(_encoded(result, output))
+        return
+    for change in result["changes"]:
+        click.echo(f"would change {change}" if dry_run else change)
+    if not result["changes"]:
+        click.echo("nothing to change")
+
+
+def _encoded(value: Any, output: str) -> str:
+    return as_yaml(value).rstrip("\n") if output == "yaml" else json.dumps(value, indent=2)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
