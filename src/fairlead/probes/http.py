@@ -18,6 +18,7 @@ from fairlead.probes.stream import ByteStream, TcpStream, authority, destination
 from fairlead.probes.tls import TlsStream, client_context, server_name
 
 ANSWER_LIMIT_BYTES = 64 * 1024
+SHOWN_BYTES = 64
 
 
 async def http(target: ProbeTarget, deadline: Deadline) -> str:
@@ -134,20 +135,24 @@ class _Exchange:
             if event is not h11.NEED_DATA:
                 return event  # type: ignore[return-value]
             if self._received > 2 * ANSWER_LIMIT_BYTES:  # interim answers or chunk framing without end
-                raise ProbeFailed(DownReason.TOO_LARGE, "HTTP answer: over 64 kB and still not complete")
+                raise self._too_large()
             data = await self._stream.recv()
             self._received += len(data)
             self._closed = not data
-            self._begin = self._begin or data[:64]
+            self._begin += data[: SHOWN_BYTES - len(self._begin)]
+            if not self._begin.startswith(b"HTTP/"[: len(self._begin)]):
+                raise self._malformed()  # h11 would wait for the end of a head that never comes
             self._connection.receive_data(data)
 
     def _broken(self, error: h11.RemoteProtocolError) -> ProbeFailed:
         if self._closed:
             when = "in the middle of it" if self._received else "before it"
             return ProbeFailed(DownReason.CLOSED, f"HTTP answer: the server closed the connection {when}")
-        if error.error_status_hint == 431:  # h11 means its limit on the size of the head
-            return ProbeFailed(DownReason.TOO_LARGE, "HTTP answer: the head is over 64 kB")
-        return self._malformed()
+        # h11's hint for a head or a line of chunk framing that outgrows its buffer
+        return self._too_large() if error.error_status_hint == 431 else self._malformed()
+
+    def _too_large(self) -> ProbeFailed:
+        return ProbeFailed(DownReason.TOO_LARGE, "HTTP answer: over 64 kB and still not complete")
 
     def _malformed(self) -> ProbeFailed:
         begin = self._begin.splitlines()[0] if self._begin.strip() else self._begin
