@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Connecting. A failure is tried again on a server that has not failed this flow; when all have and tries are left,
+ * the flow pauses for a second and begins a new round, so that a server which restarts loses no client.
+ */
+#include "connect.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "address.h"
+#include "descriptors.h"
+#include "relay.h"
+#include "schedule.h"
+
+#define ROUND_PAUSE_MS 1000u
+
+/* 0, or the errno value of a try that cannot even begin. */
+static int begin(struct flow *flow)
+{
+	const struct fl_address *address = &flow->server->spec.address;
+	struct sockaddr_storage to;
+	socklen_t length = address_to_socket(address, address->port ? address->port : flow->vip.port, &to);
+	int fd = socket(to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return errno;
+	descriptors_took(1);
+	flow->side[SERVER] = (struct side){.fd = fd};
+	if (connect(fd, (struct sockaddr *)&to, length) < 0 && errno != EINPROGRESS)
+		return errno;
+	return watch(fd, flow, TAG_SERVER, FLOW_EVENTS) ? 0 : ENOSPC;
+}
+
+/* False when there is no memory to remember it: the flow then counts it as a try, but may meet the server again. */
+static bool remember(struct flow *flow, uint32_t server)
+{
+	struct tried *tried = flow->tried;
+
+	if (tried == NULL || tried->count == tried->capacity) {
+		uint32_t capacity = tried ? tried->capacity * 2 : 4, used = tried ? tried->count : 0;
+
+		tried = realloc(tried, sizeof(*tried) + capacity * sizeof(uint32_t));
+		if (tried == NULL)
+			return false;
+		tried->count = used;
+		tried->capacity = capacity;
+		flow->tried = tried;
+	}
+	tried->id[tried->count++] = server;
+	return true;
+}
+
+/* Books the failed try; false when it was the last one. */
+static bool book_failure(struct flow *flow)
+{
+	struct server *server = flow->server;
+
+	count(&server->row->connect_failures, 1);
+	count32(&server->row->consecutive_failures, 1);
+	remember(flow, server->spec.id);
+	flow_drop_server(flow, false);
+	return flow->tries <= flow->service->spec.retries;
+}
+
+/* Nobody is left in this round. */
+static void pause_or_end(struct flow *flow, enum reason why)
+{
+	if (flow->tried == NULL || flow->tried->count == 0 || flow->service->spec.mode != FL_FORWARD) {
+		flow_end(flow, why, true);
+		return;
+	}
+	flow->tried->count = 0;
+	flow->phase = PHASE_WAITING;
+	timer_arm(&flow->timer, worker.now_ms, worker.now_ms + ROUND_PAUSE_MS);
+}
+
+void connect_next(struct flow *flow)
+{
+	enum reason why;
+	int error;
+
+	do {
+		if (schedule(flow, &why) == NULL) {
+			pause_or_end(flow, why);
+			return;
+		}
+		flow->tries++;
+		error = begin(flow);
+		if (error == 0) {
+			uint32_t limit = flow->service->spec.connect_ms;
+
+			flow->phase = PHASE_CONNECTING;
+			flow->active_ms = worker.now_ms;
+			if (limit)
+				timer_arm(&flow->timer, worker.now_ms, worker.now_ms + limit);
+			return;
+		}
+		if (error == EMFILE || error == ENFILE) {
+			descriptors_exhausted();
+			flow_end(flow, NO_DESCRIPTORS, true);
+			return;
+		}
+		if (error == ENOBUFS || error == ENOMEM || error == ENOSPC) {
+			flow_end(flow, NO_MEMORY, true);
+			return;
+		}
+	} while (book_failure(flow));
+	flow_end(flow, CONNECT_FAILED, true);
+}
+
+void connect_failed(struct flow *flow)
+{
+	if (book_failure(flow))
+		connect_next(flow);
+	else
+		flow_end(flow, CONNECT_FAILED, true);
+}
+
+void connect_done(struct flow *flow)
+{
+	count(&flow->server->row->connections, 1);
+	__atomic_store_n(&flow->server->row->consecutive_failures, 0, __ATOMIC_RELAXED);
+	free(flow->tried);
+	flow->tried = NULL;
+	flow->phase = PHASE_OPEN;
+	flow->active_ms = worker.now_ms;
+}
+
+void connect_elsewhere(struct server *server)
+{
+	struct link *node = server->flows.next;
+
+	while (node != &server->flows) {
+		struct flow *flow = container_of(node, struct flow, of_server);
+
+		node = node->next;
+		if (flow->phase != PHASE_CONNECTING)
+			continue;
+		flow_drop_server(flow, false);
+		flow->tries--; /* it was not the server's failure */
+		connect_next(flow);
+	}
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Finding a server that answers: connect, time out, try others, give up. */
+#ifndef FAIRLEAD_CONNECT_H
+#define FAIRLEAD_CONNECT_H
+
+#include "flow.h"
+
+/* Gives a new flow (or one that paused) to a server. The flow may be dead afterwards. */
+void connect_next(struct flow *flow);
+
+/* The present try failed; another server is next, or the end. */
+void connect_failed(struct flow *flow);
+
+/* The server answered. */
+void connect_done(struct flow *flow);
+
+/* Flows that are still connecting to the server start again with another one; established ones are not touched. */
+void connect_elsewhere(struct server *server);
+
+#endif

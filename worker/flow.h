@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A flow: one client connection and the server connection it was given.
+ *
+ * Flows come from a slab, have a stable index (the cursor of FL_FLOWS) and own no buffer while nothing is stuck:
+ * an idle connection costs sizeof(struct flow) here, the rest is the kernel's.
+ */
+#ifndef FAIRLEAD_FLOW_H
+#define FAIRLEAD_FLOW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store.h"
+#include "timer.h"
+
+enum { CLIENT, SERVER }; /* also: bytes[CLIENT] came from the client */
+
+enum phase {
+	PHASE_FREE,
+	PHASE_CONNECTING,
+	PHASE_WAITING,	/* all servers were tried; a pause before the next round */
+	PHASE_OPEN,
+	PHASE_RESETTING, /* one side was reset; what was read for the other is still in the kernel's queue */
+	PHASE_DEAD,	 /* closed in this round of the loop; its memory is reused after the round */
+};
+
+enum side_flags {
+	READABLE = 1,	   /* an edge said so and no read has come back short since */
+	PEER_DONE = 2,	   /* FIN seen by epoll: a short read is the last one */
+	URGENT = 4,	   /* TCP urgent data cuts reads short: a short read means nothing */
+	FAILED = 8,	   /* epoll reported an error or hang-up: read on until it shows */
+	BROKEN = 16,	   /* a write failed: the peer has reset */
+	WROTE = 32,	   /* something was written to this side */
+	NODELAY = 64,
+	SHUT = 128,	   /* we sent FIN to this side */
+};
+
+enum end { END_NONE, END_FIN, END_RST };
+
+/* Bytes read from one side that the other side's socket did not take. */
+struct pending {
+	uint32_t offset, length;
+	uint8_t data[];
+};
+
+struct side {
+	int fd; /* -1: none */
+	uint8_t flags;
+	uint8_t end; /* how reading from this side ended */
+	struct pending *pending;
+};
+
+/* Servers that failed this flow; allocated with the first failure. */
+struct tried {
+	uint32_t count, capacity;
+	uint32_t id[];
+};
+
+struct flow {
+	struct side side[2];
+	struct service *service;
+	struct server *server;
+	struct link of_server;
+	struct link ready;
+	struct timer timer;
+	struct tried *tried;
+	uint64_t bytes[2];
+	uint64_t born_ms;
+	uint64_t active_ms; /* the last byte; for a connecting flow the start of the present try */
+	struct fl_address client, vip;
+	uint32_t index;
+	uint32_t source; /* row in the source table + 1, 0: none */
+	uint32_t tries;
+	uint8_t phase;
+	bool half_closed;
+	uint8_t resetting; /* the side that will get the RST */
+};
+
+_Static_assert(sizeof(struct flow) < 400, "a flow stays small");
+
+/* NULL: no memory. The flow is counted in its service. */
+struct flow *flow_new(struct service *service, int fd, const struct fl_address *client, const struct fl_address *vip);
+
+/*
+ * Ends a flow and gives back all it holds. `reset`: both sides get an RST, else whatever close() gives.
+ * A reason other than REASON_NONE is counted.
+ */
+void flow_end(struct flow *flow, enum reason reason, bool reset);
+
+/* Reserves a connection of server for the flow; false when the server is full. */
+bool flow_take_server(struct flow *flow, struct server *server);
+
+/* Closes the server side, if any, and gives its reservation back. */
+void flow_drop_server(struct flow *flow, bool reset);
+
+/* Ends all flows of a server, or all at all when server is NULL, with SERVER_RESET. */
+void flows_reset(struct server *server);
+
+/* The flow at or after index `from`, NULL: no more. */
+struct flow *flow_next(uint32_t from);
+
+uint32_t flows_live(void);
+
+/* Recycles the flows that ended in this round. */
+void flows_recycle(void);
+
+void flows_free(void);
+
+/* Closes with RST instead of FIN. */
+void close_with_reset(int fd);
+
+/* Counts a refusal. */
+void reject(struct service *service, enum reason reason);
+
+#endif
