@@ -12,8 +12,8 @@
 #include "flow.h"
 #include "listener.h"
 
-#ifndef FL_BUILD
-#define FL_BUILD "unknown"
+#ifndef FAIRLEAD_VERSION /* set by the build of the package */
+#define FAIRLEAD_VERSION "unknown"
 #endif
 
 #define FLOWS_LIMIT 10000u /* records in one answer, whatever the request says */
@@ -64,7 +64,7 @@ static enum progress send_hello(struct answer *answer, int to)
 		.attached = worker.memfd >= 0,
 		.draining = worker.draining,
 		.flows = flows_live(),
-		.build = FL_BUILD,
+		.build = FAIRLEAD_VERSION,
 	};
 
 	return record(to, &hello, sizeof(hello), -1);
