@@ -58,7 +58,7 @@ class BoundedProtocol(H11Protocol):
             detail = "too many connections are open; close some and try again"
             self._answer(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Reason.BUSY, detail))
         else:
-            self._request_timer = self.loop.call_later(self.request_s, self._request_late)
+            self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of the timers."""
@@ -75,8 +75,8 @@ class BoundedProtocol(H11Protocol):
         if self._request_timer is not None and not incomplete:
             self._request_timer.cancel()
             self._request_timer = None
-        elif self._request_timer is None and incomplete:
-            self._request_timer = self.loop.call_later(self.request_s, self._request_late)
+        elif incomplete:
+            self._expect_request()
 
     def pause_writing(self) -> None:
         """The client takes too little."""
@@ -95,6 +95,8 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._expect_drained()
+        elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._expect_request()
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for ``IDLE_S`` seconds: close."""
@@ -126,6 +128,9 @@ class BoundedProtocol(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.abort()
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its operation waits for a body that will not come, and must not answer too
+            self.cycle.message_event.set()
         body = encode_problem(refusal)
         headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
         response = h11.Response(status_code=refusal.status, headers=headers, reason=HTTPStatus(refusal.status).phrase)
@@ -134,6 +139,10 @@ class BoundedProtocol(H11Protocol):
         self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
         self.transport.close()
         self._expect_drained()
+
+    def _expect_request(self) -> None:
+        if self._request_timer is None:
+            self._request_timer = self.loop.call_later(self.request_s, self._request_late)
 
     def _request_late(self) -> None:
         self._request_timer = None
