@@ -63,18 +63,15 @@ def version() -> str:
     raise BuildError("src/fairlead/__init__.py has no __version__")
 
 
-def build_worker() -> Path | None:
+def build_worker() -> Path:
     """Compile ``worker/*.c``; the old program is replaced as a whole, for it may be running.
 
-    Returns:
-        The program, or None when there is no source.
-
     Raises:
-        BuildError: There is no compiler, or it refused the sources.
+        BuildError: There are no sources, there is no compiler, or it refused them.
     """
     sources = sorted((ROOT / "worker").glob("*.c"))
     if not sources:
-        return None
+        raise BuildError("the sources of the worker (worker/*.c) are missing: build from a whole checkout or sdist")
     target = ROOT / WORKER
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -106,11 +103,9 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-
         if self.target_name != "wheel":
             return
         try:
-            program = build_worker()
+            build_worker()
         except BuildError as error:
             raise SystemExit(f"fairlead: {error}") from None
-        if program is None:
-            return
         build_data["artifacts"].append(str(WORKER))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -72,6 +72,11 @@ def test_without_a_compiler_the_index_is_asked_for_one(hook: ModuleType, monkeyp
     assert ask(SimpleNamespace(target_name="sdist")) == []
 
 
+def test_missing_sources_are_told(hook: ModuleType) -> None:
+    with pytest.raises(hook.BuildError, match=r"sources of the worker .* are missing"):
+        hook.build_worker()
+
+
 def test_no_compiler_at_all_is_one_clear_line(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
