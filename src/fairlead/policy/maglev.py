@@ -87,7 +87,9 @@ def fill(members: Sequence[Claim], live: Sequence[bool], seed: bytes, size: int)
 @lru_cache(maxsize=_KEPT_BASES)
 def _base(members: tuple[Claim, ...], seed: bytes, size: int) -> array[int]:
     permutations = [permutation(identity, seed, size) for identity, _ in members]
-    return array("H", populate(permutations, reduced([weight for _, weight in members], size), size))
+    # One whole period must fit, so that even the lightest member claims a slot.
+    turns = reduced([weight for _, weight in members], size - len(members))
+    return array("H", populate(permutations, turns, size))
 
 
 def _reassign(base: array[int], live: Sequence[bool], seed: bytes) -> array[int]:
@@ -101,7 +103,7 @@ def _reassign(base: array[int], live: Sequence[bool], seed: bytes) -> array[int]
     table = array("H", base)
     givers = [slot for slot, owner in enumerate(base) if live[owner]]
     orphans = {slot for slot, owner in enumerate(base) if not live[owner]}
-    for scale, shift in _levels(seed, size):
+    for scale, shift in levels(seed, size):
         if len(orphans) < len(givers):
             inverse = pow(scale, -1, size)
             found = [slot for slot in orphans if live[base[(slot - shift) * inverse % size]]]
@@ -119,7 +121,7 @@ def _reassign(base: array[int], live: Sequence[bool], seed: bytes) -> array[int]
     return table
 
 
-def _levels(seed: bytes, size: int) -> Iterator[Permutation]:
+def levels(seed: bytes, size: int) -> Iterator[Permutation]:
     """Permutations ``slot -> (slot * scale + shift) % size``, without end."""
     state = int.from_bytes(seed[:8], "little") ^ int.from_bytes(seed[8:], "little")
     for level in count(1):
