@@ -9,16 +9,18 @@ Times are monotonic seconds.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.errors import ContractViolation, NotFound
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer, server_key
+from fairlead.model.state import ServerSpec
 from fairlead.policy.health import combine, target_key
 
 FORGET_AFTER_S = 5.0  # after its deadline a departed server stays this long, so that its flows are reset, not orphaned
+UNKNOWN_DRAIN_TIMEOUT_S = 300.0  # of a pool that is gone, with the file that knew its own
 IDLE_AFTER_S = 5.0  # "no flows" is believed only this long after a departure: until then a table may still name it
 
 
@@ -158,6 +160,23 @@ def settle(configuration: Configuration, runtime: Runtime, now: float, idle: fro
         if not _is_over(configuration, departure, now, idle=key in idle)
     }
     return _settled(configuration, replace(runtime, departures=departures), now)
+
+
+def adopt(configuration: Configuration, runtime: Runtime, held: Iterable[ServerSpec], now: float) -> Runtime:
+    """Let depart what a data plane still holds, but nobody knows any more: the file changed while no agent ran.
+
+    Without this, a restarted agent would delete those servers and reset their flows at once.
+    """
+    known = {key for key, _, _ in keyed_servers(configuration)} | runtime.departures.keys()
+    departures = dict(runtime.departures)
+    for spec in held:
+        if spec.key not in known:
+            pool_name, _, name = spec.key.partition("/")
+            pool = configuration.pools.get(pool_name)
+            server = RealServer(name, spec.endpoint, spec.weight, spec.max_connections)
+            deadline = now + (pool.drain_timeout_s if pool else UNKNOWN_DRAIN_TIMEOUT_S)
+            departures[spec.key] = Departure(pool_name, server, deadline, now)
+    return replace(runtime, departures=departures)
 
 
 def _is_over(configuration: Configuration, departure: Departure, now: float, *, idle: bool) -> bool:
