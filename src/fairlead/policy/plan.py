@@ -4,7 +4,7 @@
 Invariants, at every cut of a Plan, applied to a consistent state:
 
 - nothing that is named is missing: a table's servers, a service's table, a listener's service;
-- a server that takes no new flows any more changes (weight, ``RESET``) only after the tables that stop using it,
+- a server that takes no new flows any more changes (weight, ``RESET``) only after the services that stop using it,
   and one that begins to take them changes before, so that no new flow meets a server that resets;
 - a listener that gives way to another one closes right before that one opens.
 """
@@ -51,9 +51,9 @@ def plan(desired: DesiredState, observed: ObservedState) -> Plan:
     ops: list[Op] = [PutServer(spec) for spec in early]
     ops += (PutTable(digest, _recipe(desired, digest)) for digest in sorted(desired.tables.keys() - observed.tables))
     ops += (PutService(spec) for name, spec in sorted(desired.services.items()) if observed.services.get(name) != spec)
-    ops += (PutServer(spec) for spec in late)
     ops += _listener_ops(desired.listeners - observed.listeners, observed.listeners - desired.listeners)
     ops += (DeleteService(name) for name in sorted(observed.services.keys() - desired.services))
+    ops += (PutServer(spec) for spec in late)
     ops += (DeleteTable(digest) for digest in sorted(observed.tables.keys() - desired.tables))
     ops += (DeleteServer(key) for key in sorted(observed.servers.keys() - desired.servers))
     return Plan(tuple(ops))

@@ -138,8 +138,8 @@ def transition(old: Configuration, new: Configuration, runtime: Runtime, now: fl
     departures = {key: departure for key, departure in runtime.departures.items() if key not in after}
     for key, pool, server in keyed_servers(old):
         if key not in after and admin_state(runtime, key, server) is not AdminState.MAINT:
-            since = runtime.drain_since.get(key, now)
-            departures[key] = Departure(pool.name, server, since + pool.drain_timeout_s, now)
+            deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
+            departures[key] = Departure(pool.name, server, max(now, deadline), now)
     health = {**_inherited(old, new, runtime), **runtime.health}
     overrides = {key: kept for key, server in after.items() if (kept := _override(runtime, key, server)).is_set}
     return _settled(new, replace(runtime, departures=departures, health=health, overrides=overrides), now)
