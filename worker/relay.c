@@ -42,6 +42,14 @@ static void break_side(struct side *side)
 		side->flags |= BROKEN | READABLE | FAILED;
 }
 
+static int socket_error(int fd)
+{
+	int error = 0;
+	socklen_t length = sizeof(error);
+
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 ? error : errno;
+}
+
 /* Returns how many bytes the socket took; a peer that is gone takes all of them, for nobody will miss them. */
 static size_t put(struct flow *flow, struct side *out, const uint8_t *data, size_t length, int flags)
 {
@@ -241,20 +249,37 @@ static void note(struct side *side, uint32_t events)
 	}
 }
 
+static void opened(struct flow *flow)
+{
+	uint32_t idle = flow->service->spec.idle_ms;
+
+	connect_done(flow);
+	if (idle)
+		arm_by(flow, worker.now_ms + idle);
+	relay(flow);
+}
+
 static void connecting_event(struct flow *flow, unsigned side, uint32_t events)
 {
 	if (side == CLIENT) {
 		if (events & EPOLLERR)
 			flow_end(flow, REASON_NONE, true); /* the client gave up */
-	} else if (events & (EPOLLERR | EPOLLHUP)) {
+		return;
+	}
+	if (likely(!(events & (EPOLLERR | EPOLLHUP)))) {
+		if (events & EPOLLOUT)
+			opened(flow);
+		return;
+	}
+	switch (socket_error(flow->side[SERVER].fd)) {
+	case ECONNRESET: /* it answered, perhaps even spoke, and reset before we looked: no failure to connect */
+	case EPIPE:
+		break_side(&flow->side[SERVER]);
+		opened(flow);
+		break;
+	default:
 		connect_failed(flow);
-	} else if (events & EPOLLOUT) {
-		uint32_t idle = flow->service->spec.idle_ms;
-
-		connect_done(flow);
-		if (idle)
-			arm_by(flow, worker.now_ms + idle);
-		relay(flow);
+		break;
 	}
 }
 

@@ -63,6 +63,14 @@ def read_all(s: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def read_exactly(s: socket.socket, n: int) -> bytes:
+    """The next n bytes, less only when the peer ends before."""
+    data = b""
+    while len(data) < n and (part := s.recv(n - len(data))):
+        data += part
+    return data
+
+
 def was_reset(s: socket.socket) -> bool:
     """Whether the connection ends by RST (waits for its end)."""
     try:
