@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from fairlead.dataplane.proxy import abi
 from fairlead.errors import ContractViolation, DataPlaneError
 from fairlead.model.net import AddressRange, Endpoint, IPAddress, Protocol
-from fairlead.model.service import Engine, Forwarding, Persistence, Scheduler
+from fairlead.model.service import Engine, Forwarding, Persistence, ProxyHeader, Scheduler
 from fairlead.model.state import FlowTreatment, ServerSpec, ServiceMode, ServiceSpec, TableSpec
 from fairlead.model.views import FlowView
 
@@ -174,10 +174,10 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
     """
     if spec.forwarding is not Forwarding.PROXY:
         raise DataPlaneError(f"service {spec.name}: the proxy data plane cannot do forwarding {spec.forwarding}")
-    if spec.transparent or spec.accept_proxy or spec.send_proxy:
-        name = "transparent" if spec.transparent else "proxy_protocol"
-        if spec.transparent or spec.accept_proxy or spec.send_proxy != "none":
-            raise DataPlaneError(f"service {spec.name}: {name} is not supported yet by the proxy data plane")
+    if spec.transparent:
+        raise DataPlaneError(f"service {spec.name}: transparent is not supported yet by the proxy data plane")
+    if spec.accept_proxy or spec.send_proxy is not ProxyHeader.NONE:
+        raise DataPlaneError(f"service {spec.name}: proxy_protocol is not supported yet by the proxy data plane")
     ranges = spec.allowed or ()
     if len(ranges) > abi.MAX_RANGES:
         raise DataPlaneError(
@@ -185,6 +185,7 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
             f"the proxy takes at most {abi.MAX_RANGES}"
         )
     persistence = spec.persistence or Persistence(0, 0, 0)
+    persist_ms = min(max(round(persistence.timeout_s * 1000), 1), _U32) if spec.persistence else 0
     head = abi.SERVICE.pack(
         *_NO_HEADER,
         number,
@@ -198,7 +199,7 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         spec.connect_timeout_ms,
         spec.half_close_timeout_ms,
         spec.retries,
-        min(round(persistence.timeout_s * 1000), _U32),
+        persist_ms,
         persistence.prefix_v4,
         persistence.prefix_v6,
         0,
