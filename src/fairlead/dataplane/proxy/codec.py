@@ -123,9 +123,7 @@ def decode_server(record: bytes) -> tuple[int, ServerSpec]:
 
 
 def encode_table(number: int, digest: str, spec: TableSpec, slots: array[int], ids: Sequence[int]) -> bytes:
-    """``fl_table`` with its members and slots.
-
-    Only live members are sent, because lc and wlc choose among the members, not among the slots.
+    """``fl_table`` with its members and slots; a member that no slot leads to gets no new flows.
 
     Args:
         number: The table's id.
@@ -136,28 +134,20 @@ def encode_table(number: int, digest: str, spec: TableSpec, slots: array[int], i
 
     Raises:
         DataPlaneError: The digest is not one, or there are more members than a worker takes.
-        ContractViolation: A slot names a member that is not live.
+        ContractViolation: There are not as many slots as the recipe says.
     """
-    live = [index for index, member in enumerate(spec.members) if member.key in spec.live]
-    if len(live) > abi.MAX_MEMBERS:
-        raise DataPlaneError(
-            f"a pool has {len(live)} servers that may take flows; the proxy takes at most {abi.MAX_MEMBERS}"
-        )
-    if len(live) != len(spec.members):
-        position = {index: new for new, index in enumerate(live)}
-        try:
-            slots = array("H", map(position.__getitem__, slots))
-        except KeyError as error:
-            raise ContractViolation(f"table {digest} has a slot for member {error}, which is not live") from error
+    if len(ids) > abi.MAX_MEMBERS:
+        raise DataPlaneError(f"a pool has {len(ids)} servers; the proxy data plane takes at most {abi.MAX_MEMBERS}")
+    if slots.typecode != "H" or len(slots) != spec.size:
+        raise ContractViolation(f"table {digest} was built with {len(slots)} slots instead of {spec.size}")
     try:
         raw = bytes.fromhex(digest)
     except ValueError:
         raw = b""
     if len(raw) != 16:
         raise DataPlaneError(f"{digest!r} is not the digest of a table: 32 hexadecimal digits")
-    head = abi.TABLE.pack(*_NO_HEADER, number, len(slots), len(live), 0, raw, 0)
-    members = array("I", (ids[index] for index in live))
-    return b"".join((head[_H:], members.tobytes(), slots.tobytes()))
+    head = abi.TABLE.pack(*_NO_HEADER, number, len(slots), len(ids), 0, raw, 0)
+    return b"".join((head[_H:], array("I", ids).tobytes(), slots.tobytes()))
 
 
 def decode_table(record: bytes) -> TableHeld:

@@ -25,10 +25,15 @@ _SEND_BUFFER = 1 << 20  # some tables in flight; the kernel caps it at net.core.
 _PACKETS_PER_WAKE = 128  # a dump of 13000 records must not hold the event loop
 _FDS_PER_PACKET = 4
 _RETRY_S = 0.005
+_PATH_MAX = 107  # sockaddr_un, unix(7)
 
 
 class WorkerLost(FairleadError):
     """The worker ended, closed its control socket, or did not answer in time."""
+
+
+class WorkerSilent(WorkerLost):
+    """The worker did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Control:
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self.on_lost: Callable[[WorkerLost], None] | None = None
         self._socket = sock
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._seq = 0
         self._pending: dict[int, _Pending] = {}
@@ -96,6 +101,8 @@ class Control:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
+        if len(os.fsencode(path)) > _PATH_MAX:
+            raise WorkerLost(f"{path} is too long for a socket (at most {_PATH_MAX} bytes); choose a shorter --socket")
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             sock.setblocking(False)  # noqa: FBT003
@@ -123,7 +130,7 @@ class Control:
             self._heard = self._loop.time()
         self._pending[self._seq] = _Pending(future, Reply(), awaits_fds)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._watch)
+            self._timer = self._loop.call_later(self.timeout_s, self._watch)
         outgoing = _Outgoing(abi.HEADER.pack(message.type, 0, self._seq), message.body, message.fds)
         if self._outbox or not self._send(outgoing):
             outgoing.fds = tuple(os.dup(fd) for fd in message.fds)
@@ -208,10 +215,10 @@ class Control:
         if not self._pending:
             return
         silent_s = self._loop.time() - self._heard
-        if silent_s < self._timeout_s:
-            self._timer = self._loop.call_later(self._timeout_s - silent_s, self._watch)
+        if silent_s < self.timeout_s:
+            self._timer = self._loop.call_later(self.timeout_s - silent_s, self._watch)
         else:
-            self._end(WorkerLost(f"it did not answer for {self._timeout_s:.0f} s"))
+            self._end(WorkerSilent(f"it did not answer for {self.timeout_s:.0f} s"))
 
     def _end(self, reason: WorkerLost) -> None:
         if self._lost is not None:
