@@ -8,6 +8,7 @@ compiler made of the header (``fairlead-worker --abi``).
 from __future__ import annotations
 
 import struct
+from mmap import mmap
 from enum import IntEnum
 from typing import Any
 
@@ -28,6 +29,9 @@ SERVER_RESET = 1
 SERVICE_ACL = 1
 
 MAX_PACKET = 512 * 1024  # more than the largest message: a service with MAX_RANGES, a table with MAX_MEMBERS
+
+
+Readable = bytes | bytearray | memoryview | mmap
 
 
 class Type(IntEnum):
@@ -84,7 +88,7 @@ class Layout:
         """The struct as bytes."""
         return self._struct.pack(*values)
 
-    def unpack(self, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+    def unpack(self, data: Readable, offset: int = 0) -> tuple[Any, ...]:
         """The struct's values out of ``data``.
 
         Raises:

@@ -56,7 +56,8 @@ class Fleet:
         self._binary = binary
         self._hooks = hooks
         self._memory: SharedMemory | None = None
-        self._deaths: dict[int, tuple[int, float]] = {}
+        self._newborn: set[Worker] = set()
+        self._deaths: dict[int, int] = {}
         self._born: dict[int, float] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._closing = False
@@ -72,14 +73,21 @@ class Fleet:
 
     def all(self) -> list[Worker]:
         """Everybody."""
-        return [*self.live.values(), *self.draining, *self.old]
+        return [*self.live.values(), *self.draining, *self.old, *self._newborn]
 
     def sharing(self) -> list[Worker]:
         """Those that count in the shared memory, by slot."""
         return sorted((*self.live.values(), *self.draining), key=lambda it: it.slot)
 
     def admit(self, worker: Worker) -> None:
-        """``worker`` holds what it should and takes part from now on."""
+        """``worker`` holds what it should and takes part from now on.
+
+        Raises:
+            WorkerLost: It ended meanwhile.
+        """
+        self._newborn.discard(worker)
+        if worker.ended.is_set():
+            raise WorkerLost("it ended while it was told what to hold")
         self.live[worker.slot] = worker
         self._born[worker.slot] = asyncio.get_running_loop().time()
         self._came.set()
@@ -88,6 +96,10 @@ class Fleet:
         """``worker`` takes part no longer; it ends on its own."""
         self.live.pop(worker.slot, None)
         into.append(worker)
+
+    def changed(self) -> None:
+        """Somebody should look at what the workers hold."""
+        self._hooks.changed()
 
     def free_slots(self) -> Iterable[int]:
         """Slots that nobody has."""
@@ -109,7 +121,8 @@ class Fleet:
                 f"the proxy worker {self._binary} is of another version "
                 f"(ABI {worker.hello.abi}, this agent speaks {abi.ABI_VERSION}); reinstall fairlead"
             )
-        worker.watch(self.ended, self._hooks.changed)
+        self._newborn.add(worker)
+        worker.watch(self.ended, self.changed)
         self._memory.use_row(slot)
         message = Message(abi.Type.ATTACH, codec.encode_attach(slot), (self._memory.fd,))
         try:
@@ -144,6 +157,7 @@ class Fleet:
 
     def ended(self, worker: Worker, reason: str) -> None:
         """A process is gone: replace it unless it was meant to end."""
+        self._newborn.discard(worker)
         for group in (self.old, self.draining):
             if worker in group:
                 group.remove(worker)
@@ -183,6 +197,7 @@ class Fleet:
         self.live.clear()
         self.draining.clear()
         self.old.clear()
+        self._newborn.clear()
 
     def _begin_closing(self) -> None:
         self._closing = True
@@ -198,10 +213,10 @@ class Fleet:
     async def _replace(self, slot: int) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            deaths, _ = self._deaths.get(slot, (0, 0.0))
+            deaths = self._deaths.get(slot, 0)
             if loop.time() - self._born.get(slot, loop.time()) > STEADY_S:
                 deaths = 0
-            self._deaths[slot] = (deaths + 1, loop.time())
+            self._deaths[slot] = deaths + 1
             if deaths + 1 == GIVE_UP_DEATHS and self.live:
                 self._hooks.starving(slot)
             await asyncio.sleep(BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)])

@@ -58,6 +58,10 @@ class Sockets:
         """The descriptor of that socket."""
         return self._by_port[endpoint][slot].fileno()
 
+    def holds(self, endpoint: Endpoint) -> bool:
+        """Whether any socket is held there."""
+        return bool(self._by_port.get(endpoint))
+
     def put(self, endpoint: Endpoint, slot: int, sock: socket.socket) -> None:
         """Take over a socket; one that is held already is closed."""
         old = self._by_port.setdefault(endpoint, {}).pop(slot, None)

@@ -83,6 +83,14 @@ def adopt(registry: Registry, holdings: Holdings) -> bool:
     return all(agrees)
 
 
+def remember(registry: Registry, holdings: Holdings) -> None:
+    """Note who had which id, for the flows of a worker that takes no new ones."""
+    for number, spec in holdings.servers.items():
+        registry.server_ids.remember(spec.key, number)
+    for number, held in holdings.services.items():
+        registry.service_ids.remember(held.spec.name, number)
+
+
 def common(registry: Registry, workers: Sequence[Holdings]) -> ForwardingState:
     """The state that all workers have in common."""
     first, others = workers[0], workers[1:]

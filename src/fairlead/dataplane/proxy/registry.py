@@ -77,6 +77,10 @@ class Ids:
         self._by_id[number] = name
         return True
 
+    def remember(self, name: str, number: int) -> None:
+        """Who had the id, if nobody has it now."""
+        self._by_id.setdefault(number, name)
+
     def release(self, name: str) -> None:
         """Free the id of ``name``; until it is given out again it still tells who had it."""
         self._by_name.pop(name, None)

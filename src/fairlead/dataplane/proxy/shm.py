@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fairlead.dataplane.base import ServerCounters, ServiceCounters
@@ -27,6 +26,7 @@ _ROW_SERVERS = abi.WORKER_ROW.offset("server")
 _SHARED_SERVICES = abi.SHM.offset("service")
 _SHARED_SERVERS = abi.SHM.offset("server")
 _ACTIVE = abi.SHARED_SERVER  # one u32, first in both shared structs
+_HEAD = abi.Layout("head", magic="I", abi="I", size="Q")
 _NOTE = abi.Layout("note", value="Q")
 _COUNTS = abi.Layout("counts", values="4Q")
 _SERVICE_COUNTS = abi.Layout("service_counts", values="3Q", skip="8x", rejected=f"{abi.REASONS}Q")
@@ -67,21 +67,20 @@ class SharedMemory:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        if os.fstat(fd).st_size != abi.SHM.size:
-            raise ContractViolation("the shared memory of the workers has another size than this version's")
-        self._map = mmap.mmap(fd, abi.SHM.size)
-        magic, version, size, *_ = abi.Layout("head", magic="I", abi="I", size="Q").unpack(self._bytes())
-        if (magic, version, size) != (abi.SHM_MAGIC, abi.ABI_VERSION, abi.SHM.size):
-            self.close()
+        head = _HEAD.unpack(os.pread(fd, _HEAD.size, 0).ljust(_HEAD.size, b"\0"))
+        if head != (abi.SHM_MAGIC, abi.ABI_VERSION, abi.SHM.size) or os.fstat(fd).st_size != abi.SHM.size:
+            os.close(fd)
             raise ContractViolation("the shared memory of the workers is not of this version")
+        self._map = mmap.mmap(fd, abi.SHM.size)
+        self._rows: tuple[int, ...] = ()
+        self.use_row(None)
 
     @classmethod
     def create(cls) -> SharedMemory:
         """A new one: sparse, so that 350 MB of address space cost only the rows in use."""
         fd = os.memfd_create("fairlead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, abi.SHM.size)
-        head = abi.Layout("head", magic="I", abi="I", size="Q")
-        os.pwrite(fd, head.pack(abi.SHM_MAGIC, abi.ABI_VERSION, abi.SHM.size), 0)
+        os.pwrite(fd, _HEAD.pack(abi.SHM_MAGIC, abi.ABI_VERSION, abi.SHM.size), 0)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(fd)
 
@@ -96,25 +95,28 @@ class SharedMemory:
 
     def note(self, index: int) -> int:
         """One of the agent's numbers that outlive it, 0 at first."""
-        return int(_NOTE.unpack(self._bytes(), _NOTES + 8 * index)[0])
+        return int(_NOTE.unpack(self._map, _NOTES + 8 * index)[0])
 
     def set_note(self, index: int, value: int) -> None:
         """Change one of the agent's numbers."""
         at = _NOTES + 8 * index
         self._map[at : at + 8] = _NOTE.pack(value)
 
-    def use_row(self, slot: int) -> None:
+    def use_row(self, slot: int | None) -> None:
         """A worker gets row ``slot``: it counts in totals from now on, also when it ends."""
-        self.set_note(_ROWS_USED, self.note(_ROWS_USED) | 1 << slot)
-
-    def rows(self) -> Iterator[int]:
-        """Slots of all rows ever used."""
         used = self.note(_ROWS_USED)
-        return (slot for slot in range(abi.MAX_WORKERS) if used >> slot & 1)
+        if slot is not None:
+            used |= 1 << slot
+            self.set_note(_ROWS_USED, used)
+        self._rows = tuple(row for row in range(abi.MAX_WORKERS) if used >> row & 1)
+
+    def rows(self) -> tuple[int, ...]:
+        """Slots of all rows ever used."""
+        return self._rows
 
     def worker(self, slot: int) -> WorkerHead:
         """The head of row ``slot``."""
-        pid, accepting, active, used, limit, _, pauses, _ = _WORKER_HEAD.unpack(self._bytes(), _row(slot))
+        pid, accepting, active, used, limit, _, pauses, _ = _WORKER_HEAD.unpack(self._map, _row(slot))
         return WorkerHead(pid, bool(accepting), active, used, limit, pauses)
 
     def worker_view(self, slot: int, pid: int) -> WorkerView:
@@ -134,23 +136,23 @@ class SharedMemory:
         """Totals of the server with id ``number`` over all rows."""
         connections = failures = bytes_in = bytes_out = 0
         at = _ROW_SERVERS + abi.SERVER_ROW.size * number
-        for slot in self.rows():
-            c, f, i, o = _COUNTS.unpack(self._bytes(), _row(slot) + at)
+        for slot in self._rows:
+            c, f, i, o = _COUNTS.unpack(self._map, _row(slot) + at)
             connections += c
             failures += f
             bytes_in += i
             bytes_out += o
-        (active,) = _ACTIVE.unpack(self._bytes(), _SHARED_SERVERS + abi.SHARED_SERVER.size * number)
+        (active,) = _ACTIVE.unpack(self._map, _SHARED_SERVERS + abi.SHARED_SERVER.size * number)
         return ServerCounters(active, connections, failures, bytes_in, bytes_out)
 
     def service(self, number: int) -> ServiceCounters:
         """Totals of the service with id ``number`` over all rows."""
         sums = [0] * (3 + abi.REASONS)
         at = _ROW_SERVICES + abi.SERVICE_ROW.size * number
-        for slot in self.rows():
-            values = _SERVICE_COUNTS.unpack(self._bytes(), _row(slot) + at)
+        for slot in self._rows:
+            values = _SERVICE_COUNTS.unpack(self._map, _row(slot) + at)
             sums = [a + b for a, b in zip(sums, values, strict=True)]
-        (active,) = _ACTIVE.unpack(self._bytes(), _SHARED_SERVICES + abi.SHARED_SERVICE.size * number)
+        (active,) = _ACTIVE.unpack(self._map, _SHARED_SERVICES + abi.SHARED_SERVICE.size * number)
         connections, bytes_in, bytes_out, *rejected = sums
         return ServiceCounters(
             active, connections, bytes_in, bytes_out, {reason: rejected[reason] for reason in RejectReason}
@@ -167,13 +169,9 @@ class SharedMemory:
         self._zero(at + abi.SERVICE_ROW.offset("rejected"), 8 * abi.REASONS)
 
     def _zero(self, at: int, size: int) -> None:
-        for slot in self.rows():
+        for slot in self._rows:
             start = _row(slot) + at
             self._map[start : start + size] = bytes(size)
-
-    def _bytes(self) -> bytes:
-        """The mapping, which ``struct`` reads in place."""
-        return self._map  # type: ignore[return-value]
 
 
 def _row(slot: int) -> int:

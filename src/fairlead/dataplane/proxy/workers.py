@@ -208,6 +208,10 @@ async def start(binary: Path, directory: Path, slot: int, timeout_s: float) -> W
         ended = await asyncio.to_thread(_wait, pid)
         last = last_line(log)
         raise DataPlaneError(f"the proxy worker {binary} did not come up ({ended}): {last or error}") from error
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def last_line(log: Path) -> str:

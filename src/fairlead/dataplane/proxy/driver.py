@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver: DataPlane on top of C workers that all hold the same.
+
+Invariants: one lock orders all changes, observations and the feeding of new workers; workers get the Ops of a plan
+in order, those of one kind pipelined; counters come out of the shared memory without asking anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from fairlead.dataplane.base import Counters, FlowFilter
+from fairlead.dataplane.proxy import abi, codec, listeners, observe
+from fairlead.dataplane.proxy.adoption import adopt
+from fairlead.dataplane.proxy.changes import Change, Changes
+from fairlead.dataplane.proxy.control import Message, Reply, WorkerLost
+from fairlead.dataplane.proxy.fleet import Fleet, Hooks, cpus, descriptor_limit
+from fairlead.dataplane.proxy.listeners import Sockets
+from fairlead.dataplane.proxy.registry import Registry
+from fairlead.dataplane.proxy.shm import SharedMemory
+from fairlead.dataplane.proxy.workers import Worker
+from fairlead.errors import DataPlaneError
+from fairlead.model.net import Endpoint
+from fairlead.model.state import ObservedState, Op, OpenListener, Plan, PutTable, TableSpec
+from fairlead.model.views import FlowPage, FlowView
+
+SOME_WORKER_WAIT_S = 2.0
+UPGRADE_DRAIN_S = 86400.0  # flows of a replaced worker version get a day to end by themselves
+RETIRE_AFTER_OBSERVATIONS = 3  # nothing was applied by then: nothing is to be opened
+
+_Sent = tuple[int, asyncio.Future[Reply]]  # slot of the worker, its answer
+STRAY_AGE = 3  # observations; one plan that failed sees two
+Slots = Callable[[TableSpec], "array[int]"]
+_DELETE = {
+    abi.Type.LISTEN_PUT: abi.Type.LISTEN_DEL,
+    abi.Type.SERVICE_PUT: abi.Type.SERVICE_DEL,
+    abi.Type.TABLE_PUT: abi.Type.TABLE_DEL,
+    abi.Type.SERVER_PUT: abi.Type.SERVER_DEL,
+}
+
+
+class ProxyDataPlane:
+    """Forwards TCP through worker processes.
+
+    Args:
+        runtime_dir: Holds the workers' control sockets; must exist.
+        workers: How many; 0: one for each CPU this process may use.
+        worker_path: The worker program.
+        build_table: Fills a LookupTable; called in a thread.
+        on_change: Called when a worker was replaced: the state should be observed soon.
+        on_event: Called with a kind, a subject and a message of something people should know.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime_dir: Path,
+        workers: int,
+        worker_path: Path,
+        build_table: Slots,
+        on_change: Callable[[], None],
+        on_event: Callable[[str, str, str], None] | None = None,
+    ) -> None:
+        self._count = workers or cpus()
+        self._build_table = build_table
+        self._event = on_event or (lambda _kind, _subject, _message: None)
+        hooks = Hooks(self._feed, self._starve, on_change, self._event)
+        self._fleet = Fleet(runtime_dir, worker_path, hooks)
+        self._sockets = Sockets()
+        self._lock = asyncio.Lock()
+        self._memory: SharedMemory | None = None
+        self._registry = Registry(self._note, self._set_note)
+        self._changes = Changes(self._registry, self._sockets, lambda: tuple(self._fleet.live), self._recycled)
+        self._cache: observe.Cache = {}
+        self._seen: tuple[int, dict[int, frozenset[bytes]], ObservedState] | None = None
+        self._strays: dict[observe.Stray, int] = {}
+        self._observations = 0
+
+    async def start(self) -> None:
+        """Adopt the workers that run, start missing ones, let surplus ones end with their flows.
+
+        Raises:
+            DataPlaneError: No worker can be started.
+        """
+        if not 1 <= self._count <= abi.MAX_WORKERS:
+            raise DataPlaneError(f"{self._count} workers are asked for; 1 to {abi.MAX_WORKERS} are possible")
+        descriptor_limit()
+        self._tell_backlog()
+        async with self._lock:
+            self._memory = await adopt(self._fleet, self._registry, self._sockets, self._event)
+            self._fleet.use(self._memory)
+            for slot in sorted(self._fleet.live)[self._count :]:
+                await self._drain_surplus(self._fleet.live[slot])
+            free = iter(tuple(self._fleet.free_slots()))
+            started = []
+            for _ in range(self._count - len(self._fleet.live)):
+                if (slot := next(free, -1)) < 0:
+                    raise DataPlaneError("too many workers still end their flows; try again when they have ended")
+                started.append(await self._fleet.start(slot))
+            for worker in started:
+                await self._feed_locked(worker)
+            for slot in set(self._memory.rows()) - {worker.slot for worker in self._fleet.sharing()}:
+                if self._memory.worker(slot).pid:  # it ended without giving its row back
+                    await self._fleet.repair(slot)
+
+    async def observe(self) -> ObservedState:
+        """What all workers hold; what some of them hold beyond that, and nobody asked for again, is removed.
+
+        Raises:
+            DataPlaneError: No worker runs.
+        """
+        await self._fleet.someone(SOME_WORKER_WAIT_S)
+        async with self._lock:
+            self._observations += 1
+            if self._observations >= RETIRE_AFTER_OBSERVATIONS:
+                await self._retire_old()
+            return await self._observe()
+
+    async def apply(self, plan: Plan) -> None:
+        """Carry out a plan on all workers.
+
+        Ops of one kind that follow each other are sent together; when one of them fails the others may have been
+        done, but nothing behind them is.
+
+        Raises:
+            DataPlaneError: With the first Op that failed.
+        """
+        await self._fleet.someone(SOME_WORKER_WAIT_S)
+        await self._build(plan)
+        async with self._lock:
+            self._changes.begin(plan)
+            try:
+                for _, run in groupby(plan.ops, key=type):
+                    await self._run(tuple(run))
+            finally:
+                self._changes.end()
+            await self._retire_old()
+
+    async def counters(self) -> Counters:
+        """All counters, without a round trip to any worker."""
+        memory = self._need_memory()
+        return Counters(
+            servers={key: memory.server(number) for key, number in self._registry.server_ids.items()},
+            services={name: memory.service(number) for name, number in self._registry.service_ids.items()},
+            workers=tuple(memory.worker_view(it.slot, it.pid) for it in self._fleet.sharing()),
+        )
+
+    async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
+        """Flows of one worker after the other; the cursor is SLOT:CURSOR.
+
+        Raises:
+            DataPlaneError: The cursor is none of ours.
+        """
+        slot, at = _parse_cursor(cursor)
+        service = self._registry.service_ids.get(which.service) if which.service else 0
+        server = self._registry.server_ids.get(which.server) if which.server else 0
+        found: list[FlowView] = []
+        if service is None or server is None:
+            return FlowPage((), None)
+        for worker in self._fleet.sharing():
+            if worker.slot < slot:
+                continue
+            at = at if worker.slot == slot else 0
+            while True:
+                if len(found) >= limit:
+                    return FlowPage(tuple(found), f"{worker.slot}:{at}")
+                body = codec.encode_flows(at, limit - len(found), service, server)
+                try:
+                    reply = await worker.control.request(Message(abi.Type.FLOWS, body))
+                except WorkerLost:
+                    break
+                found += (self._flow(record, worker.slot) for record in reply.records)
+                at = reply.done.cursor
+                if at == 0:
+                    break
+        return FlowPage(tuple(found), None)
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Take no new flows, let the others end for ``drain_s`` seconds, reset the rest, end the workers."""
+        self._sockets.close()
+        await self._fleet.stop(drain_s)
+        self._close()
+
+    async def detach(self) -> None:
+        """Let go of the workers; they go on."""
+        self._fleet.detach()
+        self._close()
+
+    def _close(self) -> None:
+        self._sockets.close()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _need_memory(self) -> SharedMemory:
+        if self._memory is None:
+            raise DataPlaneError("the proxy data plane is not running")
+        return self._memory
+
+    def _note(self, index: int) -> int:
+        return self._need_memory().note(index)
+
+    def _set_note(self, index: int, value: int) -> None:
+        self._need_memory().set_note(index, value)
+
+    def _recycled(self, kind: str, number: int) -> None:
+        memory = self._need_memory()
+        if kind == "server":
+            memory.forget_server(number)
+        else:
+            memory.forget_service(number)
+
+    def _flow(self, record: bytes, slot: int) -> FlowView:
+        service, server = codec.flow_ids(record)
+        name = self._registry.server_ids.name(server) if server else ""
+        return codec.decode_flow(record, slot, self._registry.service_ids.name(service), name)
+
+    def _tell_backlog(self) -> None:
+        try:
+            limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        except (OSError, ValueError):
+            return
+        if limit < listeners.BACKLOG:
+            self._event(
+                "backlog_limited",
+                "net.core.somaxconn",
+                f"it is {limit}: bursts of more new connections than that are dropped; set it to {listeners.BACKLOG}",
+            )
+
+    # Changing
+
+    async def _build(self, plan: Plan) -> None:
+        for op in plan.ops:
+            if isinstance(op, PutTable) and not self._changes.has_slots(op.digest):
+                self._changes.slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
+
+    async def _run(self, ops: Sequence[Op]) -> None:
+        """Ops of one kind, on all live workers at once."""
+        asked: list[tuple[Op, Change, list[_Sent]]] = []
+        failure: DataPlaneError | None = None
+        for op in ops:
+            try:
+                change = self._changes.prepare(op)
+            except DataPlaneError as error:
+                failure = DataPlaneError(str(error), op)
+                break
+            sent = [
+                (worker.slot, worker.control.submit(message))
+                for worker in self._fleet.live.values()
+                for message in change.messages(worker.slot)
+            ]
+            asked.append((op, change, sent))
+        first: DataPlaneError | None = None
+        for op, change, sent in asked:
+            refusal = await _outcome(change, sent)
+            if refusal is None:
+                change.finish()
+            elif first is None:
+                first = DataPlaneError(f"{change.what}: the worker refused: {refusal}", op)
+        if first or failure:
+            raise first or failure  # type: ignore[misc]
+
+    # Observing
+
+    async def _observe(self) -> ObservedState:
+        live = list(self._fleet.live.values())
+        dumps = await self._dumps(live)
+        if not dumps:
+            raise DataPlaneError(f"no proxy worker answers; the last one: {self._fleet.last_death}")
+        if self._seen is not None and self._seen[:2] == (self._registry.version, dumps) and not self._strays:
+            return self._seen[2]
+        holdings = [observe.decode(slot, dump, self._cache) for slot, dump in dumps.items()]
+        self._cache = {key: self._cache[key] for dump in dumps.values() for key in dump}
+        state = observe.common(self._registry, holdings)
+        await self._look_at(observe.strays(self._registry, state, holdings))
+        self._seen = (self._registry.version, dumps, state)
+        return state
+
+    async def _dumps(self, live: Iterable[Worker]) -> dict[int, frozenset[bytes]]:
+        asked = [(worker.slot, worker.control.submit(Message(abi.Type.DUMP))) for worker in live]
+        dumps = {}
+        for slot, future in asked:
+            try:
+                reply = await future
+            except WorkerLost:
+                continue
+            dumps[slot] = observe.keys(reply.records)
+        return dumps
+
+    async def _look_at(self, strays: frozenset[observe.Stray]) -> None:
+        """Remove what only some workers hold and no plan asked for since some observations.
+
+        Listeners first, servers last; what is refused stays a stray and is tried again.
+        """
+        self._strays = {it: 0 if self._changes.asked(it) else self._strays.get(it, 0) + 1 for it in strays}
+        self._changes.observed()
+        lasting = [it for it, age in self._strays.items() if age >= STRAY_AGE]
+        for put, delete in _DELETE.items():
+            futures = []
+            for stray in lasting:
+                worker = self._fleet.live.get(stray.slot)
+                if stray.kind is not put or worker is None:
+                    continue
+                body = codec.encode_listen(stray.id, stray.endpoint) if stray.endpoint else codec.encode_id(stray.id)
+                self._changes.forget(stray)
+                futures.append(worker.control.submit(Message(delete, body)))
+            await asyncio.gather(*futures, return_exceptions=True)
+
+    # Workers
+
+    async def _feed(self, worker: Worker) -> None:
+        async with self._lock:
+            await self._feed_locked(worker)
+
+    async def _feed_locked(self, worker: Worker) -> None:
+        """Give a new worker all the others hold, listeners last.
+
+        Raises:
+            WorkerLost: It ended meanwhile.
+        """
+        refused: list[str] = []
+        sent = [worker.control.submit(it) for it in self._changes.everything(worker.slot, refused.append)]
+        for future in sent:
+            done = (await future).done
+            if done.error:
+                refused.append(done.message)
+        if refused:
+            self._event("worker_refused", f"worker {worker.slot}", f"{len(refused)} of its settings: {refused[0]}")
+        self._fleet.admit(worker)
+
+    def _starve(self, slot: int) -> None:
+        self._sockets.release_worker(slot)
+
+    async def _drain_surplus(self, worker: Worker) -> None:
+        self._sockets.release_worker(worker.slot)
+        self._fleet.retire(worker, self._fleet.draining)
+        await worker.drain(UPGRADE_DRAIN_S)
+        self._event("worker_draining", f"worker {worker.slot}", "fewer workers are wanted; it ends with its last flow")
+
+    async def _retire_old(self) -> None:
+        """Workers of another version stop accepting once the new ones accept."""
+        self._sockets.release_spare()
+        for worker in self._fleet.old:
+            if not worker.draining:
+                await worker.drain(UPGRADE_DRAIN_S)
+                self._event("worker_draining", f"worker {worker.slot}", "a new version took over its listeners")
+
+
+async def _outcome(change: Change, sent: Iterable[_Sent]) -> str | None:
+    """Why a worker refused, if one did. One that ended does not count: its replacement is fed with this change."""
+    refusal: str | None = None
+    for slot, future in sent:
+        try:
+            done = (await future).done
+        except WorkerLost:
+            continue
+        if done.error and not (change.deletes and done.error == errno.ENOENT):
+            change.refused(slot)
+            refusal = refusal or done.message or os.strerror(done.error)
+    return refusal
+
+
+def _parse_cursor(cursor: str | None) -> tuple[int, int]:
+    if cursor is None:
+        return 0, 0
+    slot, _, at = cursor.partition(":")
+    if not (slot.isdecimal() and at.isdecimal() and int(at) <= 0xFFFFFFFF):
+        raise DataPlaneError(f"{cursor!r} is not a cursor of a list of connections; start again without one")
+    return int(slot), int(at)
