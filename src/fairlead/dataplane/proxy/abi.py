@@ -8,8 +8,8 @@ compiler made of the header (``fairlead-worker --abi``).
 from __future__ import annotations
 
 import struct
-from mmap import mmap
 from enum import IntEnum
+from mmap import mmap
 from typing import Any
 
 ABI_VERSION = 1

@@ -105,7 +105,7 @@ class Control:
             raise WorkerLost(f"{path} is too long for a socket (at most {_PATH_MAX} bytes); choose a shorter --socket")
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            sock.setblocking(False)  # noqa: FBT003
+            sock.setblocking(False)
             try:
                 sock.connect(os.fspath(path))
             except OSError as error:

@@ -22,12 +22,12 @@ from fairlead.dataplane.proxy.changes import Change, Changes
 from fairlead.dataplane.proxy.control import Message, Reply, WorkerLost
 from fairlead.dataplane.proxy.fleet import Fleet, Hooks, cpus, descriptor_limit
 from fairlead.dataplane.proxy.listeners import Sockets
+from fairlead.dataplane.proxy.observe import Stray
 from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import Endpoint
-from fairlead.model.state import ObservedState, Op, OpenListener, Plan, PutTable, TableSpec
+from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
 
 SOME_WORKER_WAIT_S = 2.0
@@ -79,7 +79,7 @@ class ProxyDataPlane:
         self._changes = Changes(self._registry, self._sockets, lambda: tuple(self._fleet.live), self._recycled)
         self._cache: observe.Cache = {}
         self._seen: tuple[int, dict[int, frozenset[bytes]], ObservedState] | None = None
-        self._strays: dict[observe.Stray, int] = {}
+        self._strays: dict[Stray, int] = {}
         self._observations = 0
 
     async def start(self) -> None:
@@ -293,7 +293,7 @@ class ProxyDataPlane:
             dumps[slot] = observe.keys(reply.records)
         return dumps
 
-    async def _look_at(self, strays: frozenset[observe.Stray]) -> None:
+    async def _look_at(self, strays: frozenset[Stray]) -> None:
         """Remove what only some workers hold and no plan asked for since some observations.
 
         Listeners first, servers last; what is refused stays a stray and is tried again.

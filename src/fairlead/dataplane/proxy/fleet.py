@@ -206,7 +206,7 @@ class Fleet:
         self._tasks.clear()
 
     def _spawn(self, slot: int, work: Awaitable[None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks[slot] = task
         task.add_done_callback(lambda done: self._tasks.pop(slot, None) if self._tasks.get(slot) is done else None)
 

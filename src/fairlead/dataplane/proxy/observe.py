@@ -7,7 +7,7 @@ Invariant: pure. What any worker lacks or holds otherwise is not in the state, s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.dataplane.proxy import abi, codec
@@ -18,7 +18,7 @@ from fairlead.model.state import ForwardingState, Listener, ServerSpec, ServiceS
 Held = tuple[int, ServerSpec] | codec.TableHeld | codec.ServiceHeld | codec.ListenHeld
 Cache = dict[bytes, Held]
 
-_DECODERS = {
+_DECODERS: dict[abi.Type, Callable[[bytes], Held]] = {
     abi.Type.SERVER_PUT: codec.decode_server,
     abi.Type.TABLE_PUT: codec.decode_table,
     abi.Type.SERVICE_PUT: codec.decode_service,
@@ -112,9 +112,9 @@ def common(registry: Registry, workers: Sequence[Holdings]) -> ForwardingState:
         service = first.services.get(number)
         if service is None or service.spec.name != name or any(it.services.get(number) != service for it in others):
             continue
-        digest = registry.table_ids.name(service.table) if service.table else None
-        if digest is None or registry.table_ids.get(digest) == service.table:
-            services[name] = _spec(registry, service, digest)
+        names = registry.table_ids.name(service.table) if service.table else None
+        if names is None or registry.table_ids.get(names) == service.table:
+            services[name] = _spec(registry, service, names)
     listens = first.listens.intersection(*(it.listens for it in others))
     return ForwardingState(servers, tables, services, frozenset(_listeners(registry, listens, services)))
 

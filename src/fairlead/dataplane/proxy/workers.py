@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes: starting them so that nothing of the agent's end reaches them, finding running ones, seeing them end.
+"""Worker processes: starting them detached from the agent, finding those that run, noticing their end.
 
 Invariant: a worker ends in exactly one call of its watcher, with one line that says why.
 """
@@ -149,7 +149,7 @@ class Worker:
 async def find(directory: Path, timeout_s: float) -> list[Worker]:
     """Connect to all workers that run in ``directory``; sockets nobody serves are removed, silent workers killed."""
     found = []
-    for path in sorted(directory.glob("worker-*.sock")):
+    for path in _sockets(directory):
         if (name := _SOCKET_NAME.fullmatch(path.name)) is None:
             continue
         try:
@@ -177,28 +177,7 @@ async def start(binary: Path, directory: Path, slot: int, timeout_s: float) -> W
         DataPlaneError: The program cannot be started or does not come up.
     """
     path, log = directory / f"worker-{slot}.sock", directory / f"worker-{slot}.log"
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        if log.stat().st_size > LOG_LIMIT:
-            os.truncate(log, 0)
-    try:
-        pid = os.posix_spawn(
-            binary,
-            [os.fspath(binary), "--control", os.fspath(path), "--slot", str(slot)],
-            {"PATH": "/usr/bin:/bin"},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_DEFAULT_SIGNALS,
-        )
-    except OSError as error:
-        raise DataPlaneError(
-            f"cannot start the proxy worker {binary}: {error.strerror}; reinstall fairlead (the worker is compiled then)"
-        ) from error
+    pid = _spawn(binary, path, log, slot)
     try:
         control = await _connect(path, pid, timeout_s)
         return Worker(slot, path, control, await _hello(control))
@@ -221,6 +200,35 @@ def last_line(log: Path) -> str:
         lines = file.read().decode("utf-8", "replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
     return ""
+
+
+def _sockets(directory: Path) -> list[Path]:
+    return sorted(directory.glob("worker-*.sock"))
+
+
+def _spawn(binary: Path, path: Path, log: Path, slot: int) -> int:
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_LIMIT:
+            os.truncate(log, 0)
+    try:
+        return os.posix_spawn(
+            binary,
+            [os.fspath(binary), "--control", os.fspath(path), "--slot", str(slot)],
+            {"PATH": "/usr/bin:/bin"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+    except OSError as error:
+        raise DataPlaneError(
+            f"cannot start the proxy worker {binary}: {error.strerror}; reinstall fairlead, which compiles it"
+        ) from error
 
 
 async def _connect(path: Path, pid: int, timeout_s: float) -> Control:
@@ -271,7 +279,7 @@ def _describe(status: int) -> str:
 def _kill_listener(path: Path) -> None:
     """SIGKILL to the process that listens at ``path`` but does not answer."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.setblocking(False)  # noqa: FBT003
+        sock.setblocking(False)
         sock.connect(os.fspath(path))
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         os.kill(int.from_bytes(credentials[:4], sys.byteorder), signal.SIGKILL)
