@@ -26,9 +26,10 @@ from fairlead.dataplane.proxy.observe import Stray
 from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.workers import Worker
-from fairlead.errors import DataPlaneError
+from fairlead.errors import DataPlaneError, FairleadError
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
+from fairlead.policy.plan import describe
 
 SOME_WORKER_WAIT_S = 2.0
 UPGRADE_DRAIN_S = 86400.0  # flows of a replaced worker version get a day to end by themselves
@@ -238,7 +239,10 @@ class ProxyDataPlane:
     async def _build(self, plan: Plan) -> None:
         for op in plan.ops:
             if isinstance(op, PutTable) and not self._changes.has_slots(op.digest):
-                self._changes.slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
+                try:
+                    self._changes.slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
+                except FairleadError as error:
+                    raise DataPlaneError(f"{describe(op)}: {error}", op) from error
 
     async def _run(self, ops: Sequence[Op]) -> None:
         """Ops of one kind, on all live workers at once."""

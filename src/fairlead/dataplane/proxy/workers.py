@@ -215,7 +215,7 @@ def _spawn(binary: Path, path: Path, log: Path, slot: int) -> int:
         return os.posix_spawn(
             binary,
             [os.fspath(binary), "--control", os.fspath(path), "--slot", str(slot)],
-            {"PATH": "/usr/bin:/bin"},
+            os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
