@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What every part needs: the packet and its route as we carry them, counting, time, addresses. */
+#ifndef FAIRLEAD_COMMON_H
+#define FAIRLEAD_COMMON_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+#include "maps.h"
+
+#define AF_INET 2 /* the header with these, like linux/icmp.h, needs a C library */
+#define AF_INET6 10
+
+/* Switches, set at load. */
+const volatile __u32 hop_ttl = 10;		/* jiffies a next hop is believed; 0: ask for every packet */
+const volatile __u32 fragment_ttl = 7500;	/* jiffies a fragment's way is remembered */
+const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a packet may have more than one buffer */
+const volatile _Bool fast_path = 1;		/* off: every packet takes the general path (tests compare the two) */
+
+/* What a function may answer instead of an XDP action. */
+enum { ROUTED = 64, REFUSED, RESET, MISSED };
+
+enum fragment { WHOLE, FIRST_FRAGMENT, LATER_FRAGMENT };
+
+struct packet {
+	struct fl_addr src, dst; /* v4-mapped */
+	__u32 ip_len;		 /* of the IP packet, header included */
+	__u32 fragment_id;
+	__u16 l3, l4;		 /* offsets from data */
+	__be16 sport, dport;
+	__u8 family;		 /* 4 or 6 */
+	__u8 proto;
+	__u8 tcp_flags;
+	__u8 fragment;
+	__u8 ttl;
+	__u8 tos;
+	__u8 dont_fragment;
+	__u8 ihl;		 /* bytes of the IPv4 header */
+	__u64 tags;		 /* VLAN tags, l3 - ETH_HLEN bytes, as they stand in the frame */
+};
+
+/* Where a packet goes and what it says then. For dsr and tunnel the addresses stay as they are. */
+struct route {
+	struct fl_addr src, dst;
+	struct fl_addr hop; /* whose link address is wanted */
+	__be16 sport, dport;
+	__u32 service, server;
+	__u16 generation;
+	__u8 kind, forwarding;
+	__u8 hop_family;
+};
+
+struct icmphdr {
+	__u8 type, code;
+	__sum16 checksum;
+	__be32 rest;
+};
+
+enum { ICMP_ECHOREPLY = 0, ICMP_DEST_UNREACH = 3, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
+enum { ICMP_PORT_UNREACH = 3, ICMP_FRAG_NEEDED = 4 };
+enum {
+	ICMPV6_DEST_UNREACH = 1,
+	ICMPV6_PKT_TOOBIG = 2,
+	ICMPV6_PARAMPROB = 4,
+	ICMPV6_ECHO_REQUEST = 128,
+	ICMPV6_ECHO_REPLY = 129,
+};
+enum { ICMPV6_PORT_UNREACH = 4 };
+
+struct tuple {
+	struct fl_addr src, dst;
+	__be16 sport, dport;
+	__u8 proto, family;
+};
+
+/* What a flow's entry rewrites to, for either family. */
+struct ends {
+	struct fl_addr near, far;
+	__be16 near_port, far_port;
+};
+
+/* One packet at a time is worked on per CPU, and the stack of 512 bytes would not hold this. */
+struct scratch {
+	struct packet packet, quoted, turned;
+	struct route route, outer;
+	struct tuple tuple;
+	struct ends ends;
+	struct fl_flow flow;
+	struct fl_key4 key4;
+	struct fl_key6 key6;
+	struct fl_flow4 value4;
+	struct fl_flow6 value6;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratch SEC(".maps");
+
+static __always_inline struct scratch *get_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+static __always_inline struct fl_cpu *this_cpu(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cpus, &zero);
+}
+
+static __always_inline void count(enum fl_counter which)
+{
+	struct fl_cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->counter[which]++;
+}
+
+static __always_inline int counted(enum fl_counter which, int verdict)
+{
+	count(which);
+	return verdict;
+}
+
+static __always_inline void count_traffic(__u32 service, __u32 server, __u8 kind, __u32 bytes)
+{
+	struct fl_traffic *of_service = bpf_map_lookup_elem(&service_traffic, &service);
+	struct fl_traffic *of_server = bpf_map_lookup_elem(&server_traffic, &server);
+
+	if (!of_service || !of_server)
+		return;
+	if (kind == FL_TO_SERVER) {
+		of_service->packets_in++;
+		of_service->bytes_in += bytes;
+		of_server->packets_in++;
+		of_server->bytes_in += bytes;
+	} else {
+		of_service->packets_out++;
+		of_service->bytes_out += bytes;
+		of_server->packets_out++;
+		of_server->bytes_out += bytes;
+	}
+}
+
+static __always_inline __u32 now(void)
+{
+	return bpf_jiffies64();
+}
+
+static __always_inline struct fl_settings *get_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
+}
+
+static __always_inline void set_addr4(struct fl_addr *addr, __be32 v4)
+{
+	addr->word[0] = 0;
+	addr->word[1] = 0;
+	addr->word[2] = bpf_htonl(0xffff);
+	addr->word[3] = v4;
+}
+
+static __always_inline _Bool same_addr(const struct fl_addr *a, const struct fl_addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
+}
+
+/* The address filter. The constant is 2^32 divided by the golden ratio (Knuth, TAOCP 6.4). */
+static __always_inline __u8 near_bits(__u32 folded)
+{
+	__u32 zero = 0;
+	struct fl_near *all = bpf_map_lookup_elem(&near, &zero);
+
+	if (!all)
+		return 0;
+	return all->bits[(folded * 0x9E3779B1u) >> 14 & (FL_NEAR - 1)];
+}
+
+static __always_inline __u32 fold_addr(const struct fl_addr *a, __u8 family)
+{
+	if (family == 4)
+		return a->word[3];
+	return a->word[0] ^ a->word[1] * 3 ^ a->word[2] * 5 ^ a->word[3] * 7;
+}
+
+#endif

@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where a packet goes. In this order: a flow we know, a new flow of a service, a nat server's reply. A reply to
+ * this node itself is never touched: that is its own connection to the server, a health check for one.
+ */
+#ifndef FAIRLEAD_DECIDE_H
+#define FAIRLEAD_DECIDE_H
+
+#include "common.h"
+#include "flow.h"
+#include "nexthop.h"
+#include "select.h"
+
+#define PORT_TRIES 64
+#define PARTNER_SHIFT 6 /* a flow's other direction is kept alive once per 64 jiffies */
+
+static __always_inline void route_as_is(struct route *r, const struct packet *p)
+{
+	r->src = p->src;
+	r->dst = p->dst;
+	r->sport = p->sport;
+	r->dport = p->dport;
+}
+
+static __always_inline int route_to_server(struct route *r, const struct packet *p, const struct fl_server *server,
+					   const struct ends *ends)
+{
+	route_as_is(r, p);
+	r->kind = FL_TO_SERVER;
+	r->hop = server->addr;
+	r->hop_family = server->family;
+	r->generation = server->generation;
+	if (r->forwarding == FL_TUNNEL)
+		return ROUTED;
+	if (server->family != p->family)
+		return counted(FL_DROP_FAMILY, XDP_DROP);
+	if (r->forwarding == FL_DSR)
+		return ROUTED;
+	r->dst = server->addr;
+	if (server->port)
+		r->dport = server->port;
+	if (r->forwarding == FL_FULLNAT && ends) {
+		r->src = ends->near;
+		r->sport = ends->near_port;
+	}
+	return ROUTED;
+}
+
+static __always_inline void route_to_client(struct route *r, const struct packet *p, const struct fl_addr *vip, __be16 port)
+{
+	route_as_is(r, p);
+	r->kind = FL_TO_CLIENT;
+	r->src = *vip;
+	if (port)
+		r->sport = port;
+	r->hop = p->dst;
+	r->hop_family = p->family;
+}
+
+/* The tuple of what the server sends back. */
+static __always_inline void answer_tuple(struct tuple *t, const struct route *r, const struct packet *p)
+{
+	t->src = r->dst;
+	t->dst = r->src;
+	t->sport = r->dport;
+	t->dport = r->sport;
+	t->proto = p->proto;
+	t->family = p->family;
+}
+
+static __always_inline void flow_to_client(struct fl_flow *flow, struct ends *ends, const struct packet *p)
+{
+	flow->kind = FL_TO_CLIENT;
+	ends->near = p->dst;
+	ends->near_port = p->dport;
+	ends->far = p->src;
+	ends->far_port = p->sport;
+}
+
+static __always_inline void flow_to_server(struct fl_flow *flow, struct ends *ends, const struct fl_addr *near, __be16 port)
+{
+	flow->kind = FL_TO_SERVER;
+	ends->near = *near;
+	ends->near_port = port;
+	__builtin_memset(&ends->far, 0, sizeof(ends->far));
+	ends->far_port = 0;
+}
+
+/* Takes a source port of fullnat by storing the flow of the answers; -1: none was free. */
+__noinline int claim_port(const struct packet *p, struct route *r, const struct fl_flow *flow)
+{
+	struct fl_settings *set = get_settings();
+	struct scratch *work = get_scratch();
+	struct fl_cpu *cpu = this_cpu();
+	__u32 span, first, addresses, offset;
+
+	if (!p || !r || !flow || !set || !cpu || !work || !set->cpus)
+		return -1;
+	addresses = p->family == 4 ? set->snat4 : set->snat6;
+	offset = p->family == 4 ? 0 : set->snat4;
+	span = (set->snat_last - set->snat_first + 1) / set->cpus;
+	first = set->snat_first + bpf_get_smp_processor_id() % set->cpus * span;
+	if (!addresses || !span)
+		return -1;
+	work->flow = *flow;
+	flow_to_client(&work->flow, &work->ends, p);
+	answer_tuple(&work->tuple, r, p);
+	for (int i = 0; i < PORT_TRIES; i++) {
+		__u32 turn = cpu->rotor++, index = offset + turn / span % addresses;
+		struct fl_flow *taken;
+
+		if (index >= FL_SNAT)
+			continue;
+		work->tuple.dst = set->snat[index];
+		work->tuple.dport = bpf_htons(first + turn % span);
+		taken = flow_find(&work->tuple, 0);
+		if (taken && flow_alive(taken, flow->seen))
+			continue;
+		if (flow_store(taken ? BPF_ANY : BPF_NOEXIST))
+			continue;
+		r->src = work->tuple.dst;
+		r->sport = work->tuple.dport;
+		return 0;
+	}
+	return -1;
+}
+
+/* Stores a new flow, and its other direction where replies need it. 0: stored. */
+__noinline int remember(const struct packet *p, struct route *r, const struct fl_flow *flow, int both)
+{
+	struct scratch *work = get_scratch();
+	int error;
+
+	if (!p || !r || !flow || !work)
+		return -1;
+	work->flow = *flow;
+	if (both) {
+		flow_to_client(&work->flow, &work->ends, p);
+		answer_tuple(&work->tuple, r, p);
+		error = flow_store(BPF_ANY);
+		if (error)
+			return error;
+	}
+	flow_to_server(&work->flow, &work->ends, &r->src, r->sport);
+	tuple_of(&work->tuple, p);
+	return flow_store(BPF_ANY);
+}
+
+static __always_inline _Bool is_syn(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
+__noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int lookup_only)
+{
+	struct fl_service *service = bpf_map_lookup_elem(&services, &id);
+	struct fl_server *server;
+	struct fl_traffic *traffic;
+	struct fl_flow flow = {};
+	int hairpin = 0, stored, verdict;
+
+	if (!p || !r || !service)
+		return counted(FL_PASS_NO_SERVICE, XDP_PASS);
+	if (service->mode == FL_REJECT)
+		return REFUSED;
+	if (service->mode == FL_DROP)
+		return counted(FL_DROP_SERVICE, XDP_DROP);
+	if (!may_connect(service, &p->src))
+		return counted(FL_DROP_DENIED, XDP_DROP);
+	if (!lookup_only && (p->proto != IPPROTO_TCP || is_syn(p)) && !within_rate(p, id, service->new_per_source))
+		return counted(FL_DROP_SOURCE_RATE, XDP_DROP);
+	stored = !lookup_only && !(p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST) && may_store();
+	r->server = choose(p, id, stored, &hairpin);
+	server = bpf_map_lookup_elem(&servers, &r->server);
+	if (!r->server || !server)
+		return hairpin ? counted(FL_DROP_HAIRPIN, XDP_DROP) : counted(FL_DROP_NO_SERVER, XDP_DROP);
+	r->service = id;
+	r->forwarding = service->forwarding;
+	verdict = route_to_server(r, p, server, 0);
+	if (verdict != ROUTED || lookup_only)
+		return r->forwarding == FL_FULLNAT && verdict == ROUTED ? counted(FL_PASS_ICMP, XDP_PASS) : verdict;
+	flow.seen = now();
+	flow.service = id;
+	flow.server = r->server;
+	flow.table = service->table_base;
+	flow.generation = server->generation;
+	flow.kind = FL_TO_SERVER;
+	flow.state = p->proto != IPPROTO_TCP ? FL_OPEN : is_syn(p) ? FL_SYN : next_state(FL_OPEN, p->tcp_flags);
+	flow.packets = 1;
+	flow.bytes = p->ip_len;
+	if (r->forwarding == FL_FULLNAT) {
+		if (!stored)
+			return counted(FL_DROP_NOT_STORED, XDP_DROP);
+		r->src = p->src;
+		if (claim_port(p, r, &flow))
+			return counted(FL_DROP_SNAT_FULL, XDP_DROP);
+	}
+	if (!stored) {
+		count(FL_NEW_STATELESS);
+		return ROUTED;
+	}
+	if (remember(p, r, &flow, r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS)) {
+		count(FL_STORE_FAILED);
+		if (r->forwarding == FL_FULLNAT)
+			return counted(FL_DROP_NOT_STORED, XDP_DROP);
+		/* The choice is not remembered, so it must be the one that needs no memory. */
+		if (service->choice == FL_BY_FLOW || service->choice == FL_BY_SOURCE)
+			return ROUTED;
+		r->server = choose(p, id, 0, &hairpin);
+		server = bpf_map_lookup_elem(&servers, &r->server);
+		if (!r->server || !server)
+			return counted(FL_DROP_NO_SERVER, XDP_DROP);
+		return route_to_server(r, p, server, 0);
+	}
+	count(FL_NEW_FLOW);
+	traffic = bpf_map_lookup_elem(&service_traffic, &id);
+	if (traffic)
+		traffic->connections++;
+	traffic = bpf_map_lookup_elem(&server_traffic, &r->server);
+	if (traffic)
+		traffic->connections++;
+	return ROUTED;
+}
+
+/*
+ * Keeps the other direction of a flow as young as this one, or stores it again when it was evicted. -1: another
+ * flow holds its place by now.
+ */
+__noinline int keep_partner(const struct packet *p, const struct route *r, const struct fl_flow *flow)
+{
+	struct scratch *work = get_scratch();
+	struct fl_flow *partner;
+	struct ends theirs;
+
+	if (!p || !r || !flow || !work)
+		return -1;
+	work->flow = *flow;
+	if (flow->kind == FL_TO_SERVER)
+		flow_to_client(&work->flow, &work->ends, p);
+	else
+		flow_to_server(&work->flow, &work->ends, &p->dst, p->dport);
+	answer_tuple(&work->tuple, r, p);
+	partner = flow_find(&work->tuple, &theirs);
+	if (!partner)
+		return flow_store(BPF_NOEXIST);
+	if (partner->kind != work->flow.kind || partner->server != flow->server || !same_addr(&theirs.far, &work->ends.far) ||
+	    !same_addr(&theirs.near, &work->ends.near) || theirs.far_port != work->ends.far_port ||
+	    theirs.near_port != work->ends.near_port)
+		return -1;
+	partner->seen = flow->seen;
+	return 0;
+}
+
+static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *flow,
+					   const struct ends *ends, const struct fl_service *service, __u32 time)
+{
+	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
+	_Bool old;
+	int verdict;
+
+	if (!server || server->generation != flow->generation)
+		return MISSED;
+	/* A SYN is a new flow, unless it is the SYN again and would be sent to the same server. */
+	if (is_syn(p) && (flow->state != FL_SYN || flow->table != service->table_base || server->flags & FL_SERVER_RESET))
+		return MISSED;
+	if (server->flags & FL_SERVER_RESET)
+		return p->proto == IPPROTO_TCP ? RESET : MISSED;
+	verdict = route_to_server(r, p, server, ends);
+	if (verdict != ROUTED)
+		return verdict;
+	old = (time >> PARTNER_SHIFT) != (flow->seen >> PARTNER_SHIFT);
+	flow_touch(flow, p->proto, p->tcp_flags, p->ip_len, time);
+	if (old && (r->forwarding == FL_FULLNAT || (r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS)) &&
+	    keep_partner(p, r, flow) && r->forwarding == FL_FULLNAT)
+		return MISSED; /* its source port went to another flow while this one was evicted */
+	return ROUTED;
+}
+
+static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *flow,
+					   const struct ends *ends, __u32 time)
+{
+	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
+	_Bool old;
+
+	if (!server || server->generation != flow->generation)
+		return MISSED;
+	route_to_client(r, p, &ends->near, ends->near_port);
+	if (r->forwarding == FL_FULLNAT) {
+		r->dst = ends->far;
+		r->dport = ends->far_port;
+		r->hop = ends->far;
+	}
+	if (server->flags & FL_SERVER_RESET)
+		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
+	old = (time >> PARTNER_SHIFT) != (flow->seen >> PARTNER_SHIFT);
+	flow_touch(flow, p->proto, p->tcp_flags, p->ip_len, time);
+	if (old)
+		keep_partner(p, r, flow);
+	return ROUTED;
+}
+
+/* A flow of the table, or MISSED. `lookup_only`: a packet about the flow (ICMP), which must not change it. */
+__noinline int known_flow(const struct packet *p, struct route *r, int lookup_only)
+{
+	struct fl_service *service;
+	struct fl_flow *flow, copy;
+	struct ends ends;
+	struct tuple t;
+	__u32 time = now();
+
+	if (!p || !r)
+		return MISSED;
+	tuple_of(&t, p);
+	flow = flow_find(&t, &ends);
+	if (!flow)
+		return MISSED;
+	r->service = flow->service;
+	r->server = flow->server;
+	service = bpf_map_lookup_elem(&services, &r->service);
+	if (!service)
+		return MISSED;
+	if (too_old(flow, service, time)) {
+		count(FL_EXPIRED);
+		return MISSED;
+	}
+	r->forwarding = service->forwarding;
+	if (lookup_only) {
+		copy = *flow;
+		copy.seen = time;
+		flow = &copy;
+	}
+	if (flow->kind == FL_TO_SERVER)
+		return known_to_server(p, r, flow, &ends, service, time);
+	if (flow->kind == FL_TO_CLIENT)
+		return known_to_client(p, r, flow, &ends, time);
+	if (!lookup_only)
+		flow->seen = time;
+	return counted(FL_PASS_DIRECT, XDP_PASS);
+}
+
+/* A reply of a nat server, turned back by nothing but the server's address and port, or else MISSED. */
+static __always_inline int stateless_reply(struct xdp_md *ctx, const struct packet *p, struct route *r, int lookup_only)
+{
+	struct fl_reply *reply;
+	struct fl_server *server;
+	struct fl_service *service;
+	struct fl_hop *hop;
+	int known;
+
+	if (!p || !r || is_syn(p))
+		return MISSED;
+	reply = reply_of(&p->src, p->sport, p->proto, p->family);
+	if (!reply)
+		return MISSED;
+	r->service = reply->service;
+	r->server = reply->server;
+	service = bpf_map_lookup_elem(&services, &r->service);
+	server = bpf_map_lookup_elem(&servers, &r->server);
+	if (!service || !server)
+		return MISSED;
+	if (reply->flags & FL_REPLY_AMBIGUOUS || (reply->direct && now() - reply->direct < service->timeout[FL_OPEN])) {
+		known = known_flow(p, r, lookup_only);
+		if (known != MISSED)
+			return known;
+	}
+	r->service = reply->service;
+	r->server = reply->server;
+	r->forwarding = FL_NAT;
+	r->generation = server->generation;
+	route_to_client(r, p, &reply->vip, reply->port);
+	if ((reply->flags & (FL_REPLY_AMBIGUOUS | FL_REPLY_GUESS)) == FL_REPLY_AMBIGUOUS) {
+		if (hop_find(ctx, &p->dst, p->family, &hop) == BPF_FIB_LKUP_RET_NOT_FWDED)
+			return counted(FL_PASS_OWN, XDP_PASS);
+		return counted(FL_DROP_REPLY_UNKNOWN, XDP_DROP);
+	}
+	if (server->flags & FL_SERVER_RESET) {
+		if (hop_find(ctx, &p->dst, p->family, &hop) == BPF_FIB_LKUP_RET_NOT_FWDED)
+			return counted(FL_PASS_OWN, XDP_PASS);
+		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
+	}
+	return ROUTED;
+}
+
+/* A client that talks to a nat server without the VIP: remember that, so that the replies stay untouched. */
+__noinline int direct(const struct packet *p)
+{
+	struct scratch *work = get_scratch();
+	struct fl_reply *reply;
+	struct fl_flow *found;
+	__u32 time = now();
+
+	if (!p || !work)
+		return XDP_PASS;
+	reply = reply_of(&p->dst, p->dport, p->proto, p->family);
+	if (!reply)
+		return counted(FL_PASS_UNRELATED, XDP_PASS);
+	reply->direct = time ? time : 1;
+	work->tuple.src = p->dst;
+	work->tuple.dst = p->src;
+	work->tuple.sport = p->dport;
+	work->tuple.dport = p->sport;
+	work->tuple.proto = p->proto;
+	work->tuple.family = p->family;
+	found = flow_find(&work->tuple, 0);
+	if (found && found->kind == FL_DIRECT) {
+		found->seen = time;
+	} else if ((!found || !flow_alive(found, time)) && may_store()) {
+		__builtin_memset(&work->flow, 0, sizeof(work->flow));
+		__builtin_memset(&work->ends, 0, sizeof(work->ends));
+		work->flow.seen = time;
+		work->flow.service = reply->service;
+		work->flow.server = reply->server;
+		work->flow.kind = FL_DIRECT;
+		work->flow.state = FL_OPEN;
+		flow_store(BPF_ANY);
+	}
+	return counted(FL_PASS_DIRECT, XDP_PASS);
+}
+
+__noinline int decide(struct xdp_md *ctx, const struct packet *p, struct route *r, int lookup_only)
+{
+	__u8 to, from;
+	int verdict;
+	__u32 id;
+
+	if (!p || !r)
+		return XDP_PASS;
+	to = near_bits(fold_addr(&p->dst, p->family));
+	if (to & FL_NEAR_VIP) {
+		verdict = known_flow(p, r, lookup_only);
+		if (verdict != MISSED)
+			return verdict;
+		id = service_at(p);
+		if (id)
+			return new_flow(p, r, id, lookup_only);
+	}
+	from = near_bits(fold_addr(&p->src, p->family));
+	if (from & FL_NEAR_SERVER) {
+		verdict = stateless_reply(ctx, p, r, lookup_only);
+		if (verdict != MISSED)
+			return verdict;
+	}
+	if (to & FL_NEAR_VIP)
+		return counted(FL_PASS_NO_SERVICE, XDP_PASS);
+	if (to & FL_NEAR_SERVER && !lookup_only)
+		return direct(p);
+	return counted(FL_PASS_UNRELATED, XDP_PASS);
+}
+
+#endif
