@@ -64,7 +64,7 @@ struct fl_flow {
 	__u8 kind;
 	__u8 state;
 	__u32 packets;
-	__u64 bytes;
+	__u64 octets;
 };
 
 /* near: our side, far: the client. TO_SERVER of fullnat: near is what we send from. TO_CLIENT: near is the VIP,

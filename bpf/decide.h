@@ -187,7 +187,7 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 	flow.kind = FL_TO_SERVER;
 	flow.state = p->proto != IPPROTO_TCP ? FL_OPEN : is_syn(p) ? FL_SYN : next_state(FL_OPEN, p->tcp_flags);
 	flow.packets = 1;
-	flow.bytes = p->ip_len;
+	flow.octets = p->ip_len;
 	if (r->forwarding == FL_FULLNAT) {
 		if (!stored)
 			return counted(FL_DROP_NOT_STORED, XDP_DROP);

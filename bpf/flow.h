@@ -128,7 +128,7 @@ static __always_inline void flow_touch(struct fl_flow *flow, __u8 proto, __u8 tc
 	if (proto == IPPROTO_TCP && (flow->state != FL_OPEN || tcp_flags & (TCP_FIN | TCP_RST)))
 		flow->state = next_state(flow->state, tcp_flags);
 	flow->packets++;
-	flow->bytes += bytes;
+	flow->octets += bytes;
 }
 
 #endif

@@ -4,6 +4,7 @@
 FairleadError
 ├── ConfigError            the configuration cannot be used (one or many Problems)
 ├── UnsupportedFeature     valid, but this version, host or engine cannot do it
+│   └── VerifierRejected   the kernel does not accept an XDP program
 ├── DataPlaneError         the data plane refused or did not answer
 ├── NotFound               a named pool, server or service does not exist
 ├── Conflict               the request does not fit the present state
@@ -60,6 +61,17 @@ class UnsupportedFeature(FairleadError):
         super().__init__(f"{name}: {needs}")
         self.name = name
         self.needs = needs
+
+
+class VerifierRejected(UnsupportedFeature):
+    """The kernel's verifier refused ``program``; ``log`` is what it said, the message only its verdict."""
+
+    def __init__(self, program: str, log: str) -> None:
+        lines = [line for line in log.splitlines() if line.strip()]
+        words = [line for line in lines if not line.startswith(("processed ", "verification "))]
+        verdict = words[-1] if words else "no reason given"
+        super().__init__(program, f"the kernel's verifier refuses it ({verdict.strip()}); it needs Linux 5.18 or later")
+        self.log = log
 
 
 class DataPlaneError(FairleadError):

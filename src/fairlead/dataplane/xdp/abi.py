@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of the XDP program's maps as Python values: the other side of ``bpf/abi.h``.
+
+Invariants: every layout here equals the compiled one (a test compares offsets and sizes); addresses are packed as
+16 bytes with IPv4 as ::ffff:a.b.c.d; ports are plain numbers here and network order in the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import ClassVar, Self
+
+from fairlead.model.net import IPAddress
+
+ABI = 1
+HOPS = 1024
+NEAR_BYTES = 262144
+NEAR_VIP, NEAR_SERVER = 1, 2
+SNAT_MAX = 32
+SLOT_UNIT = 8
+WINDOW_SHIFT = 4
+SERVER_RESET, SERVER_AMBIGUOUS = 1, 2
+REPLY_AMBIGUOUS, REPLY_GUESS = 1, 2
+ANY_PORT_BITS, RANGE_BITS, ACCESS_LIST_BITS = 144, 160, 32
+_GOLDEN = 0x9E3779B1
+_MAPPED = bytes(10) + b"\xff\xff"
+NOWHERE = bytes(16)
+
+
+class Forwarding(IntEnum):
+    """``enum fl_forwarding``."""
+
+    NAT = 1
+    FULLNAT = 2
+    DSR = 3
+    TUNNEL = 4
+
+
+class Choice(IntEnum):
+    """``enum fl_choice``: how a new flow gets its slot."""
+
+    BY_FLOW = 0
+    BY_SOURCE = 1
+    BY_TURN = 2
+    BY_CHANCE = 3
+
+
+class Mode(IntEnum):
+    """``enum fl_mode``."""
+
+    FORWARD = 0
+    REJECT = 1
+    DROP = 2
+
+
+class Kind(IntEnum):
+    """``enum fl_kind``: what an entry of the flow table stands for."""
+
+    TO_SERVER = 1
+    TO_CLIENT = 2
+    DIRECT = 3
+
+
+class State(IntEnum):
+    """``enum fl_state``: which timeout a flow has."""
+
+    SYN = 0
+    OPEN = 1
+    FIN = 2
+    RST = 3
+
+
+class Counter(IntEnum):
+    """``enum fl_counter``: why a packet was not forwarded, or what else happened."""
+
+    PASS_UNRELATED = 0
+    PASS_NO_SERVICE = 1
+    PASS_MALFORMED = 2
+    PASS_OWN = 3
+    PASS_DIRECT = 4
+    PASS_ICMP = 5
+    PASS_UNRESOLVED = 6
+    PASS_RESOLVING = 7
+    DROP_DENIED = 8
+    DROP_SOURCE_RATE = 9
+    DROP_SERVICE = 10
+    DROP_NO_SERVER = 11
+    DROP_HAIRPIN = 12
+    DROP_TTL = 13
+    DROP_NO_ROUTE = 14
+    DROP_FORWARDING_OFF = 15
+    DROP_OFF_LINK = 16
+    DROP_TOO_BIG = 17
+    DROP_ORPHAN = 18
+    DROP_SNAT_FULL = 19
+    DROP_NOT_STORED = 20
+    DROP_REPLY_UNKNOWN = 21
+    DROP_SERVER_RESET = 22
+    DROP_UNANSWERABLE = 23
+    DROP_ANSWER_LIMIT = 24
+    DROP_FAMILY = 25
+    DROP_FAULT = 26
+    SENT_ECHO = 27
+    SENT_RESET = 28
+    SENT_UNREACHABLE = 29
+    SENT_TOO_BIG = 30
+    NEW_FLOW = 31
+    NEW_STATELESS = 32
+    STORE_FAILED = 33
+    EXPIRED = 34
+    FRAGMENT_FIRST = 35
+    FRAGMENT_LATER = 36
+    ICMP_FORWARDED = 37
+
+
+def packed(address: IPAddress) -> bytes:
+    """An address as the maps hold it: 16 bytes."""
+    return _MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def unpacked(raw: bytes) -> IPAddress:
+    """The address that ``packed`` made ``raw`` of."""
+    return IPv4Address(raw[12:]) if raw[:12] == _MAPPED else IPv6Address(raw)
+
+
+def near_index(address: bytes) -> int:
+    """The byte of the address filter (map ``near``) that stands for a packed address."""
+    if address[:12] == _MAPPED:
+        folded = int.from_bytes(address[12:], "little")
+    else:
+        a, b, c, d = struct.unpack("<4I", address)
+        folded = (a ^ b * 3 ^ c * 5 ^ d * 7) & 0xFFFFFFFF
+    return (folded * _GOLDEN & 0xFFFFFFFF) >> 14 & (NEAR_BYTES - 1)
+
+
+class Layout:
+    """One C struct: names and types of its members, in order. ``addr`` is 16 bytes, ``port`` a port number."""
+
+    _CODES: ClassVar = {
+        "u8": "B",
+        "u16": "H",
+        "u32": "I",
+        "u64": "Q",
+        "addr": "16s",
+        "v4": "4s",
+        "port": "2s",
+        "be32": "4s",
+    }
+
+    def __init__(self, c_name: str, members: str) -> None:
+        """``members``: ``type name``, separated by commas; ``zero:N`` is padding of N bytes."""
+        self.c_name = c_name
+        self.members: list[tuple[str, int]] = []
+        self._ports: list[int] = []
+        code = "<"
+        for item in members.split(","):
+            kind, _, name = item.strip().partition(" ")
+            if kind.startswith("zero:"):
+                code += f"{kind[5:]}x"
+                continue
+            self.members.append((name, struct.calcsize(code)))
+            if kind == "port":
+                self._ports.append(len(self.members) - 1)
+            code += self._CODES[kind]
+        self._struct = struct.Struct(code)
+        self.size = self._struct.size
+
+    def pack(self, *values: int | bytes) -> bytes:
+        """The struct with these members."""
+        row = list(values)
+        for index in self._ports:
+            row[index] = int(row[index]).to_bytes(2, "big")
+        return self._struct.pack(*row)
+
+    def unpack(self, raw: bytes) -> list[int | bytes]:
+        """The members of the struct at the start of ``raw``."""
+        row: list[int | bytes] = list(self._struct.unpack_from(raw))
+        for index in self._ports:
+            row[index] = int.from_bytes(bytes(row[index]), "big")
+        return row
+
+
+class Record:
+    """A dataclass whose fields are the members of ``LAYOUT``, in order."""
+
+    LAYOUT: ClassVar[Layout]
+    __slots__ = ()
+
+    def pack(self) -> bytes:
+        """The bytes a map holds."""
+        return self.LAYOUT.pack(*(getattr(self, name) for name, _ in self.LAYOUT.members))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Self:
+        """What the bytes of a map say."""
+        return cls(*cls.LAYOUT.unpack(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple4(Record):
+    """Key of ``flows4``; ``source`` and ``destination`` are 4 bytes."""
+
+    LAYOUT: ClassVar = Layout("fl_key4", "v4 src, v4 dst, port sport, port dport, u8 proto, zero:3")
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple6(Record):
+    """Key of ``flows6``."""
+
+    LAYOUT: ClassVar = Layout("fl_key6", "addr src, addr dst, port sport, port dport, u8 proto, zero:3")
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+
+
+_FLOW = "u32 seen, u32 service, u32 server, u32 table, u16 generation, u8 kind, u8 state, u32 packets, u64 octets"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow4(Record):
+    """Value of ``flows4``; times in jiffies."""
+
+    LAYOUT: ClassVar = Layout("fl_flow4", f"{_FLOW}, v4 near, v4 far, port near_port, port far_port, u32 born, zero:16")
+    seen: int
+    service: int
+    server: int
+    table: int
+    generation: int
+    kind: int
+    state: int
+    packets: int
+    octets: int
+    near: bytes
+    far: bytes
+    near_port: int
+    far_port: int
+    born: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow6(Record):
+    """Value of ``flows6``; times in jiffies."""
+
+    LAYOUT: ClassVar = Layout("fl_flow6", f"{_FLOW}, addr near, addr far, port near_port, port far_port, u32 born")
+    seen: int
+    service: int
+    server: int
+    table: int
+    generation: int
+    kind: int
+    state: int
+    packets: int
+    octets: int
+    near: bytes
+    far: bytes
+    near_port: int
+    far_port: int
+    born: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenKey4(Record):
+    """Key of ``listeners4`` and ``replies4``."""
+
+    LAYOUT: ClassVar = Layout("fl_listen4", "v4 addr, port port, u8 proto, zero:1")
+    addr: bytes
+    port: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenKey6(Record):
+    """Key of ``listeners6`` and ``replies6``."""
+
+    LAYOUT: ClassVar = Layout("fl_listen6", "addr addr, port port, u8 proto, zero:1")
+    addr: bytes
+    port: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class RangeKey(Record):
+    """Key of ``ranges``: the first ``prefix_bits`` bits of what follows count."""
+
+    LAYOUT: ClassVar = Layout("fl_range", "u32 prefix_bits, addr addr, u8 proto, zero:1, port port")
+    prefix_bits: int
+    addr: bytes
+    proto: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey(Record):
+    """Key of ``access``; ``list`` is 4 bytes in network order."""
+
+    LAYOUT: ClassVar = Layout("fl_access", "u32 prefix_bits, be32 list, addr addr")
+    prefix_bits: int
+    list: bytes
+    addr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord(Record):
+    """Value of ``services``; timeouts in jiffies."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_service",
+        "u32 table_base, u32 table_size, u8 forwarding, u8 choice, u8 mode, zero:1, u32 access, addr seed,"
+        "addr timeout, u32 new_per_source, zero:12",
+    )
+    table_base: int
+    table_size: int
+    forwarding: int
+    choice: int
+    mode: int
+    access: int
+    seed: bytes
+    timeout: bytes
+    new_per_source: int = 0
+
+
+def timeouts(syn: int, idle: int, fin: int, rst: int) -> bytes:
+    """The ``timeout`` member of a service, in jiffies by State."""
+    return struct.pack("<4I", syn, idle, fin, rst)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRecord(Record):
+    """Value of ``servers``; ``spread`` is 4 bytes in network order."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_server",
+        "addr addr, port port, u16 generation, u8 family, u8 flags, zero:2, addr source, be32 spread, zero:20",
+    )
+    addr: bytes
+    port: int
+    generation: int
+    family: int
+    flags: int = 0
+    source: bytes = NOWHERE
+    spread: bytes = bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRecord(Record):
+    """Value of ``replies4`` and ``replies6``."""
+
+    LAYOUT: ClassVar = Layout("fl_reply", "addr vip, port port, u16 flags, u32 service, u32 server, u32 direct")
+    vip: bytes
+    port: int
+    flags: int
+    service: int
+    server: int
+    direct: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKey(Record):
+    """Key of ``sources``."""
+
+    LAYOUT: ClassVar = Layout("fl_source", "u32 service, addr addr")
+    service: int
+    addr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Record):
+    """The one value of ``settings``; ``snat`` holds up to SNAT_MAX packed addresses, IPv4 first."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_settings",
+        "u32 abi, u32 wide, u32 brake, u32 answers, u32 cpus, u16 snat_first, u16 snat_last, u32 snat4, u32 snat6",
+    )
+    abi: int = ABI
+    wide: int = 0
+    brake: int = 0
+    answers: int = 0
+    cpus: int = 1
+    snat_first: int = 1024
+    snat_last: int = 32767
+    snat4: int = 0
+    snat6: int = 0
+
+    def with_snat(self, addresses: tuple[IPAddress, ...]) -> bytes:
+        """The whole value, sending from these addresses."""
+        ordered = sorted(addresses, key=lambda address: address.version)
+        four = sum(address.version == 4 for address in ordered)
+        record = dataclasses.replace(self, snat4=four, snat6=len(ordered) - four)
+        return (record.pack() + b"".join(map(packed, ordered))).ljust(self.LAYOUT.size + 16 * SNAT_MAX, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic(Record):
+    """One CPU's value of ``service_traffic`` or ``server_traffic``."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_traffic", "u64 connections, u64 packets_in, u64 bytes_in, u64 packets_out, u64 bytes_out"
+    )
+    connections: int = 0
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+
+
+CPU_BYTES = 8 * len(Counter) + 24  # struct fl_cpu
+
+
+def sum_traffic(raw: bytes) -> Traffic:
+    """All CPUs' values of one element together."""
+    size = Traffic.LAYOUT.size
+    rows = [Traffic.unpack(raw[start : start + size]) for start in range(0, len(raw), size)]
+    return Traffic(*(sum(getattr(row, name) for row in rows) for name, _ in Traffic.LAYOUT.members))
+
+
+def sum_counters(raw: bytes) -> dict[Counter, int]:
+    """The counters of all CPUs together, from the one element of ``cpus``."""
+    totals = [0] * len(Counter)
+    for start in range(0, len(raw), CPU_BYTES):
+        for index, value in enumerate(struct.unpack_from(f"<{len(Counter)}Q", raw, start)):
+            totals[index] += value
+    return {counter: totals[counter] for counter in Counter}
+
+
+def table_block(members: list[int], slots: bytes) -> bytes:
+    """A slot table as it stands in ``slots``: 16-bit member numbers, then the members' server ids, in whole units.
+
+    Args:
+        members: Server ids.
+        slots: Member numbers, 16 bits each, little endian.
+    """
+    numbers = slots.ljust((len(slots) + SLOT_UNIT - 1) // SLOT_UNIT * SLOT_UNIT, b"\0")
+    ids = struct.pack(f"<{len(members)}I", *members)
+    return numbers + ids.ljust((len(ids) + SLOT_UNIT - 1) // SLOT_UNIT * SLOT_UNIT, b"\0")
