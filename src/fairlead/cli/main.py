@@ -33,7 +33,7 @@ _KINDS = ("services", "servers", "connections", "health", "events", "status")
 def build(local: LocalVerbs) -> click.Group:
     """The whole command line; ``local`` does what needs no daemon."""
 
-    @click.group(cls=Program, context_settings=CONTEXT)
+    @click.group("fairlead", cls=Program, context_settings=CONTEXT)
     @click.version_option(__version__, prog_name="fairlead", message="%(prog)s %(version)s")
     def program() -> None:
         """A layer-4 load balancer: offers services, spreads connections over real servers, checks their health.
