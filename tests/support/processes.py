@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -101,6 +102,20 @@ class Nginx:
         self.kill()
 
 
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP to a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the path."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Daemon:
     """``fairlead run`` with a configuration file, and the command line beside it."""
 
@@ -144,6 +159,23 @@ class Daemon:
     def show(self, what: str) -> list[dict[str, object]]:
         """``fairlead show WHAT -o json``, decoded."""
         return json.loads(self.cli("show", what, "-o", "json").stdout)  # type: ignore[no-any-return]
+
+    @property
+    def pid(self) -> int:
+        """Process id of the agent."""
+        assert self.process is not None
+        return self.process.pid
+
+    def reload(self) -> None:
+        """``POST /v1/reload``; quicker than a process of the command line for each of many."""
+        connection = UnixConnection(str(self.socket))
+        try:
+            connection.request("POST", "/v1/reload")
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status == 200, body
+        finally:
+            connection.close()
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""

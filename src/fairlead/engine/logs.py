@@ -15,14 +15,17 @@ def configure(*, timestamps: bool) -> None:
     Args:
         timestamps: False under a service manager whose journal adds them itself.
     """
-    stamp: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)] if timestamps else []
+    stamp: list[structlog.typing.Processor] = (
+        [structlog.processors.TimeStamper(fmt="iso", utc=True)] if timestamps else []
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             *stamp,
             _one_line,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "subject", "message"],
-                                                drop_missing=True),
+            structlog.processors.LogfmtRenderer(
+                key_order=["timestamp", "level", "event", "subject", "message"], drop_missing=True
+            ),
         ],
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
