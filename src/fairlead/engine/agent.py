@@ -63,7 +63,7 @@ class Agent:
         self._parts = parts
         self._configuration = loaded.configuration
         self._config_file = config_file
-        self._runtime = Runtime(health={}, overrides={}, drain_since={}, departures={})
+        self._runtime = Runtime()
         self._derived: Derived | None = None
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._counters = Counters()
@@ -93,7 +93,7 @@ class Agent:
         await parts.dataplane.start()
         adopted = bool((await parts.dataplane.observe()).listeners)
         self._tasks.append(asyncio.create_task(parts.monitor.run(), name="monitor"))
-        await self._first_results(derive.targets(self._configuration, self._runtime))
+        await self._first_results(derive.targets(self._configuration, self._runtime), self._runtime)
         convergence = await self._reconciler.reconcile()
         if convergence.error is not None and not adopted:
             raise FairleadError(convergence.error)
@@ -175,9 +175,12 @@ class Agent:
         self._runtime = runtime
         self._derived = None
 
-    async def _first_results(self, wanted: Mapping[ProbeTarget, frozenset[str]]) -> None:
-        """Probe ``wanted`` and wait until each target had a result, or could have had one."""
-        self._parts.monitor.set_targets(wanted, self._runtime.health)
+    async def _first_results(self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Runtime) -> None:
+        """Probe ``wanted`` and wait until each target had a result, or could have had one.
+
+        Targets that are new to the monitor start from what ``known`` knows of them.
+        """
+        self._parts.monitor.set_targets(wanted, known.health)
         longest_s = max((target.monitor.timeout_s for target in wanted), default=0.0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(longest_s + FIRST_RESULTS_SLACK_S):
@@ -333,8 +336,9 @@ class Agent:
             runtime = derive.transition(old, new, self._with_health(self._runtime), self._parts.clock())
             return ChangeResult((*_changes(self._preview(new, runtime)), *_at_next_start(old, new)))
         if new.pools != old.pools:
-            wanted = derive.targets(old, self._runtime) | derive.targets(new, self._runtime)
-            await self._first_results(wanted)
+            after = derive.transition(old, new, self._with_health(self._runtime), self._parts.clock())
+            wanted = {**derive.targets(old, self._runtime), **derive.targets(new, after)}
+            await self._first_results(wanted, after)
         runtime = derive.transition(old, new, self._with_health(self._runtime), self._parts.clock())
         changes = (*_changes(self._preview(new, runtime)), *_at_next_start(old, new))
         self._configuration = new

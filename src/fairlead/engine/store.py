@@ -79,11 +79,10 @@ class Store:
             raise ValueError(f"format {content['format']}")
         overrides = {key: _read_override(raw) for key, raw in content["overrides"].items()}
         if content["boot_id"] != self._boot_id:
-            return Runtime(health={}, overrides=overrides, drain_since={}, departures={})
-        known = Runtime(health={}, overrides={}, drain_since={}, departures={})
+            return Runtime(overrides=overrides)
         health = {
             target: _read_health(raw)
-            for target in targets(configuration, known)
+            for target in targets(configuration, Runtime())
             if (raw := content["health"].get(_target_id(target))) is not None
         }
         return Runtime(
@@ -148,6 +147,7 @@ def _departure(departure: Departure) -> dict[str, Any]:
         "weight": server.weight,
         "max_connections": server.max_connections,
         "deadline": departure.deadline,
+        "since": departure.since,
     }
 
 
@@ -158,4 +158,4 @@ def _read_departure(raw: Mapping[str, Any]) -> Departure:
         weight=int(raw["weight"]),
         max_connections=int(raw["max_connections"]),
     )
-    return Departure(pool=str(raw["pool"]), server=server, deadline=float(raw["deadline"]))
+    return Departure(pool=str(raw["pool"]), server=server, deadline=float(raw["deadline"]), since=float(raw["since"]))

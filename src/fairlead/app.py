@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root: builds the daemon from its parts and ties it to signals and the service manager. No logic.
+
+Signals: HUP reads the configuration again; TERM drains and ends, a second TERM ends now; INT ends now; USR1 prints
+the state as JSON; USR2 ends the agent alone and leaves the workers forwarding, for the next agent to adopt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from array import array
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead import policy
+from fairlead.api.server import ApiServer
+from fairlead.config.load import Loaded
+from fairlead.dataplane.proxy.driver import ProxyDataPlane
+from fairlead.engine.agent import Agent, Parts
+from fairlead.engine.dump import dump
+from fairlead.engine.events import Events
+from fairlead.engine.files import Lock, prepare_directory
+from fairlead.engine.monitor import Monitor
+from fairlead.engine.notify import ServiceManager
+from fairlead.engine.store import Store
+from fairlead.errors import ConfigError, FairleadError
+from fairlead.model.paths import runtime_directory
+from fairlead.policy import tables
+from fairlead.probes.registry import probe
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+WORKER = Path(__file__).parent / "_native" / "fairlead-worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What one daemon is started with.
+
+    Attributes:
+        loaded: The configuration to begin with.
+        read: Reads it again, or None when it does not come from a file.
+        file: What the user called it.
+        socket: Of the API.
+    """
+
+    loaded: Loaded
+    read: Callable[[], Awaitable[Loaded]] | None
+    file: str | None
+    socket: Path
+
+
+async def serve(daemon: Daemon, beside: Callable[[Agent], Awaitable[None]] | None = None) -> int:
+    """Run the daemon until a signal ends it; the exit code.
+
+    Args:
+        daemon: What to run.
+        beside: Runs beside it, once it is ready; when it returns the daemon ends.
+
+    Raises:
+        FairleadError: It could not start.
+    """
+    directory = runtime_directory(daemon.socket)
+    prepare_directory(directory)
+    lock = Lock(directory / "lock")
+    lock.acquire()
+    try:
+        return await _Run(daemon, directory).run(beside)
+    finally:
+        lock.release()
+
+
+class _Run:
+    """The parts of one daemon while it runs."""
+
+    def __init__(self, daemon: Daemon, directory: Path) -> None:
+        self._daemon = daemon
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._manager = ServiceManager(os.environ.get("NOTIFY_SOCKET"))
+        self._events = Events(time.time)
+        for warning in daemon.loaded.warnings:
+            self._events.record("configuration_warning", warning.path, str(warning), level="warning")
+        dataplane = ProxyDataPlane(
+            runtime_dir=directory,
+            workers=daemon.loaded.configuration.workers,
+            worker_path=WORKER,
+            build_table=tables.build,
+            on_change=lambda: self._agent.dataplane_changed(),
+            on_event=lambda kind, subject, message: self._events.record(kind, subject, message, level="warning"),
+        )
+        monitor = Monitor(
+            probe,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            random=random.random,
+            on_transition=lambda target, pools, transition: self._agent.health_changed(target, pools, transition),
+        )
+        store = Store(directory / "state.json", BOOT_ID.read_text().strip())
+        parts = Parts(dataplane, monitor, self._events, store, daemon.read, time.monotonic, time.time)
+        self._agent = Agent(parts, daemon.loaded, daemon.file)
+        self._api = ApiServer(self._agent, daemon.socket)
+
+    async def run(self, beside: Callable[[Agent], Awaitable[None]] | None) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        try:
+            await self._agent.start()
+            await self._api.start()
+        except BaseException:
+            await self._agent.abandon()
+            raise
+        self._manager.send("READY=1", f"STATUS=serving, configuration {self._daemon.file or 'from options'}")
+        watch = asyncio.ensure_future(self._agent.watch())
+        companion = asyncio.ensure_future(beside(self._agent)) if beside is not None else None
+        others = {task for task in (watch, companion) if task is not None}
+        try:
+            return await self._until_ended(others)
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._api.stop()
+
+    async def _until_ended(self, others: set[asyncio.Future[None]]) -> int:
+        while True:
+            turn = asyncio.ensure_future(self._signals.get())
+            done, _ = await asyncio.wait({turn, *others}, return_when=asyncio.FIRST_COMPLETED)
+            if turn not in done:
+                turn.cancel()
+                return await self._end_with(done)
+            match turn.result():
+                case signal.SIGHUP:
+                    await self._reload()
+                case signal.SIGUSR1:
+                    sys.stdout.write(await dump(self._agent) + "\n")
+                    sys.stdout.flush()
+                case signal.SIGUSR2:
+                    await self._agent.detach()
+                    return 0
+                case signal.SIGTERM:
+                    await self._drain()
+                    return 0
+                case _:
+                    await self._stop(0.0)
+                    return 0
+
+    async def _end_with(self, done: set[asyncio.Future[None]]) -> int:
+        """A companion ended, or one of the agent's loops failed."""
+        for task in done:
+            if (error := task.exception()) is not None:
+                self._events.record("loop_failed", "agent", repr(error), level="critical")
+                await self._agent.detach()
+                return 1
+        await self._stop(0.0)
+        return 0
+
+    async def _reload(self) -> None:
+        self._manager.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        with contextlib.suppress(FairleadError):  # it is an event, and in the status
+            await self._agent.reload(dry_run=False)
+        self._manager.send("READY=1")
+
+    async def _drain(self) -> None:
+        """Until the flows have ended or a second signal comes."""
+        drained = asyncio.ensure_future(self._stop(self._agent.longest_drain_s))
+        again = asyncio.ensure_future(self._signals.get())
+        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        if not drained.done():
+            drained.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await drained
+            await self._stop(0.0)
+        else:
+            drained.result()
+
+    async def _stop(self, drain_s: float) -> None:
+        self._manager.send("STOPPING=1")
+        await self._agent.stop(drain_s=drain_s)
