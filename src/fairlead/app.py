@@ -14,12 +14,10 @@ import random
 import signal
 import sys
 import time
-from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead import policy
 from fairlead.api.server import ApiServer
 from fairlead.config.load import Loaded
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
@@ -30,9 +28,11 @@ from fairlead.engine.files import Lock, prepare_directory
 from fairlead.engine.monitor import Monitor
 from fairlead.engine.notify import ServiceManager
 from fairlead.engine.store import Store
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import FairleadError
+from fairlead.model.health import ProbeTarget
 from fairlead.model.paths import runtime_directory
 from fairlead.policy import tables
+from fairlead.policy.health import Transition
 from fairlead.probes.registry import probe
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -91,20 +91,29 @@ class _Run:
             workers=daemon.loaded.configuration.workers,
             worker_path=WORKER,
             build_table=tables.build,
-            on_change=lambda: self._agent.dataplane_changed(),
-            on_event=lambda kind, subject, message: self._events.record(kind, subject, message, level="warning"),
+            on_change=self._dataplane_changed,
+            on_event=self._dataplane_event,
         )
         monitor = Monitor(
             probe,
             clock=time.monotonic,
             wall_clock=time.time,
             random=random.random,
-            on_transition=lambda target, pools, transition: self._agent.health_changed(target, pools, transition),
+            on_transition=self._health_changed,
         )
         store = Store(directory / "state.json", BOOT_ID.read_text().strip())
         parts = Parts(dataplane, monitor, self._events, store, daemon.read, time.monotonic, time.time)
-        self._agent = Agent(parts, daemon.loaded, daemon.file)
+        self._agent = Agent(parts, daemon.loaded.configuration, daemon.file)
         self._api = ApiServer(self._agent, daemon.socket)
+
+    def _dataplane_changed(self) -> None:
+        self._agent.dataplane_changed()
+
+    def _dataplane_event(self, kind: str, subject: str, message: str) -> None:
+        self._events.record(kind, subject, message, level="warning")
+
+    def _health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
+        self._agent.health_changed(target, pools, transition)
 
     async def run(self, beside: Callable[[Agent], Awaitable[None]] | None) -> int:
         loop = asyncio.get_running_loop()
