@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that run here instead of asking a daemon: run, demo, check."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from fairlead.app.daemon import Daemon, serve
+from fairlead.cli.local import DemoOptions, RunOptions
+from fairlead.config.load import Loaded, load
+from fairlead.config.options import from_options
+from fairlead.demo.play import Play, Stage
+from fairlead.demo.servers import DemoServers
+from fairlead.engine import logs
+from fairlead.engine.sources import read_sources
+from fairlead.model.configuration import Configuration
+from fairlead.model.paths import SOCKET_VARIABLE, default_socket
+
+
+def check(file: Path) -> Configuration:
+    """Load ``file``; touch nothing.
+
+    Raises:
+        ConfigError: It is invalid.
+    """
+    loaded = _load(file)
+    for warning in loaded.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return loaded.configuration
+
+
+def run(options: RunOptions) -> int:
+    """Run the daemon until a signal ends it.
+
+    Raises:
+        ConfigError: The configuration is invalid.
+        FairleadError: It cannot start.
+    """
+    # A journal stamps lines itself; JOURNAL_STREAM is set when standard error goes there.
+    logs.configure(timestamps="JOURNAL_STREAM" not in os.environ)
+    if options.file is None:
+        loaded = Loaded(from_options(options.listen, options.servers), ())
+        return asyncio.run(serve(Daemon(loaded, None, None, _socket(options.socket, loaded))))
+    file = options.file
+
+    async def read() -> Loaded:
+        return await asyncio.to_thread(_load, file)
+
+    loaded = _load(file)
+    return asyncio.run(serve(Daemon(loaded, read, str(file), _socket(options.socket, loaded))))
+
+
+def demo(options: DemoOptions) -> int:
+    """Run real servers, a client and the daemon until Ctrl-C.
+
+    Raises:
+        FairleadError: It cannot start.
+    """
+    terminal = sys.stdout.isatty()
+    with tempfile.TemporaryDirectory(prefix="fairlead-demo-") as directory:
+        socket = options.socket or Path(directory) / "api.sock"
+        # The picture owns the terminal; what happens is in it.
+        with (Path(directory) / "log").open("w") as log, DemoServers(options.servers) as servers:
+            logs.configure(timestamps=True, out=log if terminal else sys.stderr)
+            configuration = from_options((options.listen,), servers.addresses)
+            stage = Stage(
+                out=sys.stdout,
+                width=lambda: shutil.get_terminal_size().columns,
+                is_terminal=terminal,
+                colour=terminal and "NO_COLOR" not in os.environ,
+                program=f"{SOCKET_VARIABLE}={socket} {_program()}",
+                address=options.listen,
+            )
+            return asyncio.run(serve(Daemon(Loaded(configuration, ()), None, None, socket), Play(servers, stage).run))
+
+
+def _load(file: Path) -> Loaded:
+    return load(read_sources(file), os.environ)
+
+
+def _socket(option: Path | None, loaded: Loaded) -> Path:
+    if option is not None:
+        return option
+    named = loaded.configuration.api.socket
+    return Path(named) if named is not None else default_socket(os.environ, os.geteuid() == 0)
+
+
+def _program() -> str:
+    """How the user may call this program again."""
+    program = Path(sys.argv[0])
+    return program.name if shutil.which(program.name) else str(program)
