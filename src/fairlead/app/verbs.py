@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fairlead.app.daemon import Daemon, serve
 from fairlead.cli.local import DemoOptions, RunOptions
-from fairlead.config.load import Loaded, load
+from fairlead.config.load import Loaded, Source, load
 from fairlead.config.options import from_options
-from fairlead.demo.play import Play, Stage
+from fairlead.demo.play import Play, Stage, configuration
 from fairlead.demo.servers import DemoServers
 from fairlead.engine import logs
 from fairlead.engine.sources import read_sources
@@ -62,21 +62,23 @@ def demo(options: DemoOptions) -> int:
         FairleadError: It cannot start.
     """
     terminal = sys.stdout.isatty()
+    ports = {f"server-{number}": 0 for number in range(1, options.servers + 1)}
     with tempfile.TemporaryDirectory(prefix="fairlead-demo-") as directory:
         socket = options.socket or Path(directory) / "api.sock"
         # The picture owns the terminal; what happens is in it.
-        with (Path(directory) / "log").open("w") as log, DemoServers(options.servers) as servers:
+        with (Path(directory) / "log").open("w") as log, DemoServers(ports) as servers:
             logs.configure(timestamps=True, out=log if terminal else sys.stderr)
-            configuration = from_options((options.listen,), servers.addresses)
+            text = configuration(options.listen, servers.ports)
+            loaded = load([Source("<demo>", text.encode())], {})
             stage = Stage(
                 out=sys.stdout,
                 width=lambda: shutil.get_terminal_size().columns,
                 is_terminal=terminal,
                 colour=terminal and "NO_COLOR" not in os.environ,
                 program=f"{SOCKET_VARIABLE}={socket} {_program()}",
-                address=options.listen,
+                listen=loaded.configuration.services["web"].listen[0],
             )
-            return asyncio.run(serve(Daemon(Loaded(configuration, ()), None, None, socket), Play(servers, stage).run))
+            return asyncio.run(serve(Daemon(loaded, None, None, socket), Play(servers, stage).run))
 
 
 def _load(file: Path) -> Loaded:

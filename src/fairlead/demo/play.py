@@ -6,28 +6,36 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from fairlead.demo.screen import CLEAR, lines_to_type, render
-from fairlead.demo.servers import DemoServers
+from fairlead.demo.servers import HOST, DemoServers
 from fairlead.demo.traffic import Traffic
-from fairlead.engine.agent import Agent
-from fairlead.model.views import ServiceView
+from fairlead.model.net import Listen
+from fairlead.model.views import EventView, ServiceView
 
-HOST, PORT, POOL = "127.0.0.1", 8080, "web"
-PORTS = {"red": 9001, "green": 9002, "blue": 9003}
+POOL = "web"
 REQUESTS_PER_S = 20
 ON_TERMINAL_S, ON_FILE_S = 0.5, 5.0  # between two pictures
-SHOWN = 8
 
 
-def configuration(port: int, ports: dict[str, int]) -> str:
-    """The demo's configuration file."""
+class Watched(Protocol):
+    """What the picture shows."""
+
+    async def services(self) -> tuple[ServiceView, ...]:
+        """All services with their figures now."""
+
+    def events(self, after: int, limit: int) -> tuple[EventView, ...]:
+        """What happened, oldest first."""
+
+
+def configuration(listen: str, ports: Mapping[str, int]) -> str:
+    """The demo's configuration file, with the servers at ``ports`` behind ``listen``."""
     servers = "".join(f"      - {{address: {HOST}:{ports[name]}, name: {name}}}\n" for name in ports)
     return (
-        f"services:\n  web:\n    listen: {HOST}:{port}\n    pool: {POOL}\n    scheduler: rr\n"
+        f"services:\n  web:\n    listen: '{listen}'\n    pool: {POOL}\n    scheduler: rr\n"
         f"pools:\n  {POOL}:\n    servers:\n{servers}"
         "    health: {type: http, path: /healthz, interval: 500ms, timeout: 300ms, rise: 2, fall: 2}\n"
     )
@@ -42,7 +50,7 @@ class Stage:
     is_terminal: bool
     colour: bool
     program: str
-    port: int
+    listen: Listen
 
 
 class Play:
@@ -51,28 +59,28 @@ class Play:
     def __init__(self, servers: DemoServers, stage: Stage) -> None:
         self._servers = servers
         self._stage = stage
-        self._traffic = Traffic(HOST, stage.port, REQUESTS_PER_S, lambda _why: None)
+        self._traffic = Traffic(str(stage.listen.address), stage.listen.first, REQUESTS_PER_S, lambda _why: None)
         self._before: tuple[ServiceView, ...] = ()
         self._drawn = time.monotonic()
 
-    async def run(self, agent: Agent) -> None:
+    async def run(self, watched: Watched) -> None:
         """Ask and draw until cancelled."""
         asking = asyncio.create_task(self._traffic.run())
         try:
             while True:
-                self._stage.out.write(await self._picture(agent))
+                self._stage.out.write(await self._picture(watched))
                 self._stage.out.flush()
                 await asyncio.sleep(ON_TERMINAL_S if self._stage.is_terminal else ON_FILE_S)
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
-    async def _picture(self, agent: Agent) -> str:
-        now, services = time.monotonic(), await agent.services()
+    async def _picture(self, watched: Watched) -> str:
+        now, services = time.monotonic(), await watched.services()
         answered = sum(self._traffic.answered.values())
         text = render(
             services,
-            agent.events(0, sys.maxsize)[-SHOWN:],
+            watched.events(0, sys.maxsize),
             lines_to_type(
                 self._servers.pids, self._servers.ports, POOL, program=self._stage.program, python=sys.executable
             ),
@@ -80,7 +88,7 @@ class Play:
             self._stage.colour,
             before=self._before,
             elapsed_s=now - self._drawn,
-            title=f"fairlead demo: http://{HOST}:{self._stage.port}/  {answered} requests answered, "
+            title=f"fairlead demo: http://{self._stage.listen}/  {answered} requests answered, "
             f"{self._traffic.failures} failed; Ctrl-C ends it",
         )
         self._before, self._drawn = services, now

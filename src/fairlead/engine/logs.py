@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 
-def configure(*, timestamps: bool) -> None:
+def configure(*, timestamps: bool, out: TextIO | None = None) -> None:
     """Set the log up.
 
     Args:
         timestamps: False under a service manager whose journal adds them itself.
+        out: Where the log goes instead of standard error.
     """
     stamp: list[structlog.typing.Processor] = (
         [structlog.processors.TimeStamper(fmt="iso", utc=True)] if timestamps else []
@@ -27,7 +29,7 @@ def configure(*, timestamps: bool) -> None:
                 key_order=["timestamp", "level", "event", "subject", "message"], drop_missing=True
             ),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=out or sys.stderr),
         cache_logger_on_first_use=False,
     )
 
