@@ -14,9 +14,10 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairlead.api.server import ApiServer
 from fairlead.config.load import Loaded
@@ -34,6 +35,8 @@ from fairlead.model.paths import runtime_directory
 from fairlead.policy import tables
 from fairlead.policy.health import Transition
 from fairlead.probes.registry import probe
+
+Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WORKER = Path(__file__).parent / "_native" / "fairlead-worker"
@@ -56,7 +59,7 @@ class Daemon:
     socket: Path
 
 
-async def serve(daemon: Daemon, beside: Callable[[Agent], Awaitable[None]] | None = None) -> int:
+async def serve(daemon: Daemon, beside: Beside | None = None) -> int:
     """Run the daemon until a signal ends it; the exit code.
 
     Args:
@@ -115,7 +118,7 @@ class _Run:
     def _health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         self._agent.health_changed(target, pools, transition)
 
-    async def run(self, beside: Callable[[Agent], Awaitable[None]] | None) -> int:
+    async def run(self, beside: Beside | None) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
@@ -126,9 +129,9 @@ class _Run:
             await self._agent.abandon()
             raise
         self._manager.send("READY=1", f"STATUS=serving, configuration {self._daemon.file or 'from options'}")
-        watch = asyncio.ensure_future(self._agent.watch())
-        companion = asyncio.ensure_future(beside(self._agent)) if beside is not None else None
-        others = {task for task in (watch, companion) if task is not None}
+        others = {asyncio.create_task(self._agent.watch())}
+        if beside is not None:
+            others.add(asyncio.create_task(beside(self._agent)))
         try:
             return await self._until_ended(others)
         finally:
@@ -137,10 +140,11 @@ class _Run:
             await asyncio.gather(*others, return_exceptions=True)
             await self._api.stop()
 
-    async def _until_ended(self, others: set[asyncio.Future[None]]) -> int:
+    async def _until_ended(self, others: set[asyncio.Task[None]]) -> int:
         while True:
-            turn = asyncio.ensure_future(self._signals.get())
-            done, _ = await asyncio.wait({turn, *others}, return_when=asyncio.FIRST_COMPLETED)
+            turn = asyncio.create_task(self._signals.get())
+            waiting: set[asyncio.Task[Any]] = {turn, *others}
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if turn not in done:
                 turn.cancel()
                 return await self._end_with(done)
@@ -160,7 +164,7 @@ class _Run:
                     await self._stop(0.0)
                     return 0
 
-    async def _end_with(self, done: set[asyncio.Future[None]]) -> int:
+    async def _end_with(self, done: set[asyncio.Task[Any]]) -> int:
         """A companion ended, or one of the agent's loops failed."""
         for task in done:
             if (error := task.exception()) is not None:
@@ -178,9 +182,10 @@ class _Run:
 
     async def _drain(self) -> None:
         """Until the flows have ended or a second signal comes."""
-        drained = asyncio.ensure_future(self._stop(self._agent.longest_drain_s))
-        again = asyncio.ensure_future(self._signals.get())
-        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
+        drained = asyncio.create_task(self._stop(self._agent.longest_drain_s))
+        again = asyncio.create_task(self._signals.get())
+        either: set[asyncio.Task[Any]] = {drained, again}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
         if not drained.done():
             drained.cancel()
