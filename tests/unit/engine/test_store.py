@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What survives the agent, and what must not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fairlead.engine.store import Loss, Store
+from fairlead.model.configuration import Configuration
+from fairlead.model.pool import AdminState
+from fairlead.policy.derive import Departure, Override, Runtime, targets
+from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
+
+BOOT = "0b2f"
+
+
+@pytest.fixture
+def known() -> Configuration:
+    return configuration(service(), pool(server("10.0.0.1:80"), server("10.0.0.2:80"), monitors=(TCP_MONITOR,)))
+
+
+@pytest.fixture
+def happened(known: Configuration) -> Runtime:
+    first, second = targets(known, Runtime())
+    return Runtime(
+        health={first: UP, second: DOWN},
+        overrides={"web/10.0.0.1:80": Override(AdminState.DRAIN, 7, AdminState.READY, 1)},
+        drain_since={"web/10.0.0.1:80": 17.5},
+        departures={"web/old": Departure("web", server("[2001:db8::1]:80", name="old"), 99.5, 12.0)},
+    )
+
+
+def test_all_of_it_comes_back(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
+    store = Store(tmp_path / "state.json", BOOT)
+    store.save(happened)
+    assert store.load(known) == happened
+
+
+def test_nothing_there_is_no_loss(tmp_path: Path, known: Configuration) -> None:
+    assert Store(tmp_path / "state.json", BOOT).load(known) is None
+
+
+def test_after_a_boot_only_the_operators_wishes_hold(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
+    Store(tmp_path / "state.json", BOOT).save(happened)
+    assert Store(tmp_path / "state.json", "other").load(known) == Runtime(overrides=happened.overrides)
+
+
+def test_f41_a_verdict_holds_only_for_the_same_check(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
+    store = Store(tmp_path / "state.json", BOOT)
+    store.save(happened)
+    web = known.pools["web"]
+    stricter = replace(web, monitors=(replace(TCP_MONITOR, timeout_s=0.1),))
+    found = store.load(replace(known, pools={"web": stricter}))
+    assert isinstance(found, Runtime)
+    assert found.health == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"format":2}',
+        json.dumps(
+            {"format": 1, "boot_id": BOOT, "health": 3, "overrides": {}, "drain_since": {}, "departures": {}}
+        ).encode(),
+        json.dumps(
+            {
+                "format": 1,
+                "boot_id": BOOT,
+                "health": {},
+                "overrides": {"a": {"state": "gone"}},
+                "drain_since": {},
+                "departures": {},
+            }
+        ).encode(),
+    ],
+)
+def test_a_broken_file_is_a_loss_and_no_crash(tmp_path: Path, known: Configuration, content: bytes) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    found = Store(path, BOOT).load(known)
+    assert isinstance(found, Loss)
+    assert str(path) in found.why
