@@ -200,7 +200,7 @@ class Daemon:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pids = _workers_by_socket(self.runtime)
+        pids = _workers_of(self.runtime)
         try:
             if self.process is not None and self.process.poll() is None:
                 self.stop()
@@ -213,14 +213,16 @@ class Daemon:
                     os.kill(pid, signal.SIGKILL)
 
 
-def _workers_by_socket(runtime: Path) -> list[int]:
-    """Workers that serve control sockets in ``runtime``, also when their agent is gone."""
+def _workers_of(runtime: Path) -> list[int]:
+    """Workers that serve control sockets in ``runtime``, also when their agent is gone.
+
+    Asking them over the socket would take it from the agent.
+    """
     found = []
-    for path in runtime.glob("worker-*.sock"):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
-            s.connect(str(path))
-            credentials = s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            found.append(int.from_bytes(credentials[:4], sys.byteorder))
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{runtime}/worker-".encode() in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
     return found
 
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Traffic:
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         self._answers: list[Answer] = []
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

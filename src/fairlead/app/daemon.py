@@ -39,7 +39,7 @@ from fairlead.probes.registry import probe
 Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-WORKER = Path(__file__).parent / "_native" / "fairlead-worker"
+WORKER = Path(__file__).parent.parent / "_native" / "fairlead-worker"
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Agent:
         self._save()
         how = "adopted the running workers" if self._adopted else "fresh start"
         services = len(self._present.configuration.services)
-        self._parts.events.record("started", "fairlead", f"{services} services, {how}", version=__version__)
+        self._parts.events.record("started", "fairlead", f"services: {services}, {how}", version=__version__)
 
     def _restore(self) -> None:
         """Take over what an earlier agent left."""

@@ -7,7 +7,8 @@ import os
 import stat
 from pathlib import Path
 
-from fairlead.config.load import MAX_BYTES, Source
+from fairlead.config.load import Source
+from fairlead.config.text import MAX_BYTES
 from fairlead.errors import ConfigError, Problem
 
 
