@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from support.wait import until
 
@@ -51,7 +52,8 @@ class Nginx:
             http {{
               access_log {self.directory}/access.log combined;
               client_body_temp_path {self.directory}/b; proxy_temp_path {self.directory}/p;
-              fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;
+              fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u;
+              scgi_temp_path {self.directory}/s;
               keepalive_requests 1000000;
               server {{
                 listen 127.0.0.1:{self.port} backlog=4096;
@@ -94,7 +96,7 @@ class Nginx:
         """Requests answered so far, by the access log."""
         return len((self.directory / "access.log").read_bytes().splitlines())
 
-    def __enter__(self) -> Nginx:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -143,7 +145,9 @@ class Daemon:
     def _ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the daemon ended: {self.log.read_text()}"
-        return self.cli("show", "services", check=False).returncode == 0
+        with contextlib.suppress(OSError):
+            return self.ask("GET", "/readyz")[0] == 200
+        return False
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one verb against this daemon."""
@@ -168,12 +172,16 @@ class Daemon:
 
     def reload(self) -> None:
         """``POST /v1/reload``; quicker than a process of the command line for each of many."""
+        status, body = self.ask("POST", "/v1/reload")
+        assert status == 200, body
+
+    def ask(self, method: str, path: str) -> tuple[int, bytes]:
+        """One request to the API: status and body."""
         connection = UnixConnection(str(self.socket))
         try:
-            connection.request("POST", "/v1/reload")
+            connection.request(method, path)
             answer = connection.getresponse()
-            body = answer.read()
-            assert answer.status == 200, body
+            return answer.status, answer.read()
         finally:
             connection.close()
 
@@ -195,7 +203,7 @@ class Daemon:
             self.process.send_signal(signal.SIGINT)
         return self.process.wait(20)
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
