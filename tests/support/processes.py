@@ -18,7 +18,7 @@ from typing import Self
 
 from support.wait import until
 
-CLI = (sys.executable, "-c", "from fairlead.app import main; main()")
+CLI = (sys.executable, "-m", "fairlead")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -138,7 +138,6 @@ class Daemon:
                 [*CLI, "run", str(self.file), "--socket", str(self.socket), *self._arguments],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
         until(self._ready, 20, f"the daemon is ready: {self.log.read_text()}")
 
@@ -157,7 +156,6 @@ class Daemon:
             text=True,
             check=check,
             timeout=30,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def show(self, what: str) -> list[dict[str, object]]:
@@ -189,6 +187,34 @@ class Daemon:
         """Process ids of the workers."""
         status = json.loads(self.cli("show", "status", "-o", "json").stdout)
         return [worker["pid"] for worker in status["workers"]]
+
+    def worker_pids_left(self) -> list[int]:
+        """Process ids of workers that run, whether or not there is an agent."""
+        return _workers_of(self.runtime)
+
+    def is_running(self) -> bool:
+        """Whether the agent runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the agent."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def ended(self, timeout_s: float) -> int:
+        """Wait for the agent's end; its exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def run_to_its_end(self, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Start it as one that is expected to refuse."""
+        return subprocess.run(
+            [*CLI, "run", str(self.file), "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
 
     def kill(self) -> None:
         """SIGKILL of the agent alone."""

@@ -203,12 +203,17 @@ def test_1000_reloads_leak_nothing(site: Site) -> None:
 
     turn(200)
     pids = [site.daemon.pid, *site.daemon.worker_pids()]
-    descriptors = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
+    descriptors = [_fewest_descriptors(pid) for pid in pids]
     memory = [_resident_kb(pid) for pid in pids]
     turn(1000)
-    assert [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids] == descriptors
+    assert [_fewest_descriptors(pid) for pid in pids] == descriptors
     for before, pid in zip(memory, pids, strict=True):
         assert _resident_kb(pid) <= before * 1.05
+
+
+def _fewest_descriptors(pid: int) -> int:
+    """Without those of probes and requests that are under way at one moment or another."""
+    return min(len(list(Path(f"/proc/{pid}/fd").iterdir())) for _ in range(200))
 
 
 def _resident_kb(pid: int) -> int:
