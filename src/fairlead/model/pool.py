@@ -59,6 +59,44 @@ class TlsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class UdpExpectation:
+    """What a ``udp`` probe sends, and what must occur in the first answer.
+
+    ``expect`` None: silence passes too, and only an ICMP error fails.
+    """
+
+    send: bytes = b""
+    expect: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DnsExpectation:
+    """What a ``dns`` probe asks for and which response codes (RFC 6895 section 2.3) it accepts."""
+
+    query: str
+    record: str = "A"
+    rcodes: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcExpectation:
+    """Which service a ``grpc`` probe asks ``grpc.health.v1.Health`` about; empty: the server as a whole.
+
+    The call goes over TLS when the monitor has ``tls``.
+    """
+
+    service: str = ""
+    authority: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecCommand:
+    """Program and arguments of an ``exec`` probe; no shell. Exit status 0 passes."""
+
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HealthMonitor:
     """Specification of the probes of a pool. Durations are in seconds.
 
@@ -78,6 +116,10 @@ class HealthMonitor:
     source: IPAddress | None = None
     http: HttpExpectation | None = None
     tls: TlsSettings | None = None
+    udp: UdpExpectation | None = None
+    dns: DnsExpectation | None = None
+    grpc: GrpcExpectation | None = None
+    exec: ExecCommand | None = None
 
 
 @dataclass(frozen=True, slots=True)
