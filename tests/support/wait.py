@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,4 +17,13 @@ def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
     while not (value := predicate()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         time.sleep(0.005)
+    return value
+
+
+async def until_later(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
+    """Like ``until``, for tests that run on an event loop, which goes on meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := predicate()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        await asyncio.sleep(0.005)
     return value

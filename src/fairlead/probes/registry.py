@@ -15,10 +15,14 @@ from fairlead.model.health import ProbeResult, ProbeTarget
 from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
+from fairlead.probes.dns import dns
+from fairlead.probes.exec import execute
 from fairlead.probes.http import http, https
+from fairlead.probes.icmp import icmp
 from fairlead.probes.outcome import ProbeFailed, printable
 from fairlead.probes.tcp import tcp
 from fairlead.probes.tls import tls
+from fairlead.probes.udp import udp
 
 Attempt = Callable[[ProbeTarget, Deadline], Awaitable[str]]
 """Returns what it found when it passed, raises ProbeFailed when it did not."""
@@ -29,6 +33,10 @@ ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
         MonitorType.TLS: tls,
         MonitorType.HTTP: http,
         MonitorType.HTTPS: https,
+        MonitorType.UDP: udp,
+        MonitorType.DNS: dns,
+        MonitorType.ICMP: icmp,
+        MonitorType.EXEC: execute,
     }
 )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fairlead.model.health import ProbeTarget
+from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
 from fairlead.probes.outcome import ProbeFailed, failed_there, refused_here
@@ -52,34 +53,35 @@ class Destination:
 
 
 def destination(target: ProbeTarget) -> Destination:
-    """Where to probe ``target``.
+    """Where to probe ``target``; a ping has no port.
 
     Raises:
         ProbeFailed: LOCAL_ERROR, the server has no port of its own and the monitor names none.
     """
     monitor = target.monitor
     address = monitor.address or target.endpoint.address
-    port = monitor.port or target.endpoint.port
-    if not port:
+    if monitor.type is MonitorType.ICMP:
+        port = 0
+    elif not (port := monitor.port or target.endpoint.port):
         raise ProbeFailed(DownReason.LOCAL_ERROR, "the server has no port of its own: set `port` in its health")
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     return Destination(str(address), port, family, None if monitor.source is None else str(monitor.source))
 
 
-def open_socket(to: Destination, kind: socket.SocketKind) -> socket.socket:
+def open_socket(to: Destination, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
     """A non-blocking socket of ``kind`` for ``to``, bound to its source.
 
     Raises:
         ProbeFailed: LOCAL_ERROR.
     """
     try:
-        sock = socket.socket(to.family, kind | socket.SOCK_NONBLOCK)
+        sock = socket.socket(to.family, kind | socket.SOCK_NONBLOCK, protocol)
     except OSError as error:
         raise refused_here(error.errno or errno.EIO, "cannot make a socket") from error
     if to.source is not None:
         try:
-            # Leaves the choice of the port to connect(), which can share ports between destinations.
-            sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            if kind is socket.SOCK_STREAM:  # connect() chooses the port then, and shares ports between destinations
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((to.source, 0))
         except OSError as error:
             sock.close()

@@ -53,7 +53,8 @@ async def test_the_request_is_what_the_monitor_says() -> None:
             "OPTIONS", "/live?deep=1", "www.example.org", (("X-Probe", "yes"), ("user-agent", "other"))
         )
         await probe(target_at(port, type=MonitorType.HTTP, http=custom))
-        line, headers = _parsed(await heads.get())
+        line, headers = _parsed(head := await heads.get())
+        assert head.lower().count(b"user-agent:") == 1
         assert line == b"OPTIONS /live?deep=1 HTTP/1.1"
         assert headers[b"host"] == b"www.example.org"
         assert headers[b"x-probe"] == b"yes"

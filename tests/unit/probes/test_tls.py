@@ -41,6 +41,14 @@ async def test_older_servers_pass_too(certificates: Certificates) -> None:
     assert (result.passed, result.detail) == (True, "TLSv1.2")
 
 
+async def test_weak_ciphers_are_no_sign_of_death(certificates: Certificates) -> None:
+    context = server_context(certificates.good)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0")
+    async with serving(silent, tls=context) as port:
+        assert (await probe(target_at(port, type=MonitorType.TLS, timeout_s=5.0))).passed
+
+
 @pytest.mark.parametrize("name", ["good.test", None], ids=["name", "address"])
 async def test_a_verified_certificate_passes(certificates: Certificates, name: str | None) -> None:
     settings = TlsSettings(verify=True, ca_file=str(certificates.authority), server_name=name)
@@ -178,7 +186,17 @@ async def test_a_server_that_sends_without_end_is_cut_off() -> None:
     assert result.reason in (DownReason.TLS_FAILED, DownReason.TOO_LARGE)
 
 
-async def test_https_answer_cut_off_without_close_notify(certificates: Certificates) -> None:
-    async with serving(closing, tls=server_context(certificates.good)) as port:
+@pytest.mark.parametrize("politely", [True, False])
+async def test_https_answer_cut_off_with_and_without_close_notify(certificates: Certificates, politely: bool) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK[:20])
+        await writer.drain()
+        if politely:
+            writer.close()
+        else:
+            writer.transport.abort()
+
+    async with serving(cut, tls=server_context(certificates.good)) as port:
         result = await probe(target_at(port, type=MonitorType.HTTPS, timeout_s=5.0))
-    assert result.reason is DownReason.CLOSED, result
+    assert (result.reason, result.detail[-16:]) == (DownReason.CLOSED, "in the middle of it"[-16:]), result
