@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The valid schema to the nouns of the model, defaults filled in. Invariant: a draft without findings can be built."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from ipaddress import IPv4Interface, IPv6Interface
+
+from fairlead.config.schema import pool as pools
+from fairlead.config.schema import service as services
+from fairlead.config.schema.document import Draft
+from fairlead.config.schema.health import Http, Https, Monitor, TlsMonitor
+from fairlead.model.configuration import ApiSettings, Configuration
+from fairlead.model.net import Endpoint, Prefix, Protocol
+from fairlead.model.pool import HealthMonitor, HttpExpectation, MonitorType, Pool, RealServer, TlsSettings
+from fairlead.model.service import Limits, Persistence, VirtualService
+
+_IDLE_TIMEOUT_S = {Protocol.TCP: 350.0, Protocol.UDP: 60.0}
+
+
+def build(draft: Draft, digest: str) -> Configuration:
+    """Return the configuration that ``draft`` describes."""
+    settings = draft.settings
+    seed = settings.hash_seed
+    return Configuration(
+        services={name: _service(name, service) for name, service in draft.services.items()},
+        pools={name: _pool(name, pool) for name, pool in draft.pools.items()},
+        api=ApiSettings(socket=settings.api.socket),
+        workers=settings.proxy.workers,
+        hash_seed=None if seed is None else hashlib.blake2b(seed.encode(), digest_size=16).digest(),
+        digest=digest,
+    )
+
+
+def server_name(server: pools.Server) -> str:
+    """A server's name: its own, else its address as text."""
+    return server.name or endpoint_name(server.address)
+
+
+def endpoint_name(endpoint: Endpoint) -> str:
+    """ADDRESS:PORT, or the address alone when the port is the one that the client used."""
+    text = str(endpoint)
+    return text if endpoint.port else text.removesuffix(":0")
+
+
+def _service(name: str, service: services.Service) -> VirtualService:
+    idle = service.idle_timeout
+    return VirtualService(
+        name=name,
+        listen=tuple(service.listen),
+        pool=service.pool,
+        protocol=service.protocol,
+        forwarding=service.forwarding,
+        engine=service.engine,
+        scheduler=service.scheduler,
+        persistence=_persistence(service.persistence),
+        idle_timeout_s=_IDLE_TIMEOUT_S[service.protocol] if idle is None else idle,
+        connect_timeout_s=service.connect_timeout,
+        retries=service.retries,
+        half_close_timeout_s=service.half_close_timeout,
+        transparent=service.transparent,
+        accept_proxy=service.proxy_protocol.accept,
+        send_proxy=service.proxy_protocol.send,
+        allow=_prefixes(service.allow),
+        deny=_prefixes(service.deny),
+        limits=Limits(
+            connections=service.limits.connections,
+            connections_per_source=service.limits.connections_per_source,
+            new_per_source=service.limits.new_per_source,
+        ),
+        when_all_down=service.when_all_down,
+    )
+
+
+def _persistence(part: services.Persistence | None) -> Persistence | None:
+    return None if part is None else Persistence(part.timeout, prefix_v4=part.prefix_v4, prefix_v6=part.prefix_v6)
+
+
+def _prefixes(interfaces: list[IPv4Interface | IPv6Interface]) -> tuple[Prefix, ...]:
+    return tuple(interface.network for interface in interfaces)
+
+
+def _pool(name: str, pool: pools.Pool) -> Pool:
+    return Pool(
+        name=name,
+        servers=tuple(
+            RealServer(
+                name=server_name(server),
+                endpoint=server.address,
+                weight=server.weight,
+                max_connections=server.max_connections,
+                state=server.state,
+                backup=server.backup,
+            )
+            for server in pool.servers
+        ),
+        monitors=tuple(_monitor(monitor) for monitor in pool.health),
+        slow_start_s=pool.slow_start,
+        drain_timeout_s=pool.drain_timeout,
+        quorum=pool.quorum,
+    )
+
+
+def _monitor(monitor: Monitor) -> HealthMonitor:
+    values = monitor.__dict__
+    kind: MonitorType = values["type"]
+    interval: float = values["interval"]
+    down_interval: float | None = values["down_interval"]
+    return HealthMonitor(
+        type=kind,
+        interval_s=interval,
+        down_interval_s=interval if down_interval is None else down_interval,
+        timeout_s=values["timeout"],
+        rise=values["rise"],
+        fall=values["fall"],
+        jitter=values["jitter"] / 100,
+        port=values.get("port"),
+        address=values["address"],
+        source=values["source"],
+        http=_http(monitor) if isinstance(monitor, Http) else None,
+        tls=_tls(monitor) if isinstance(monitor, (TlsMonitor, Https)) else None,
+    )
+
+
+def _http(monitor: Http) -> HttpExpectation:
+    return HttpExpectation(
+        method=monitor.method,
+        path=monitor.path,
+        host=monitor.host,
+        headers=tuple(monitor.headers.items()),
+        statuses=tuple(monitor.expect),
+        body=monitor.body,
+    )
+
+
+def _tls(monitor: TlsMonitor | Https) -> TlsSettings:
+    tls = monitor.tls
+    name = tls.server_name
+    if name is None and isinstance(monitor, Https) and monitor.host is not None:
+        name = _name_of_host(monitor.host)
+    return TlsSettings(verify=tls.verify, ca_file=tls.ca_file, server_name=name)
+
+
+def _name_of_host(host: str) -> str | None:
+    """The name in a Host header, or None for an address: SNI carries names only (RFC 6066 section 3)."""
+    name = host.partition(":")[0]
+    return None if host.startswith("[") or not re.search("[A-Za-z]", name) else name

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only shows when things are seen together: unknown names, overlaps, sums that can never be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Any
+
+from fairlead.config.build import server_name
+from fairlead.config.findings import Findings, shown
+from fairlead.config.schema.document import Draft
+from fairlead.config.schema.health import Dns, Grpc, Monitor, Tcp, Udp
+from fairlead.config.schema.pool import Pool
+from fairlead.config.schema.service import PROXY_ONLY, Service
+from fairlead.config.tree import Loc, Tree
+from fairlead.model.net import Endpoint, IPAddress, Listen
+from fairlead.model.service import Engine, Forwarding
+
+MAX_SERVICES = 16383  # ids of a worker
+MAX_SERVERS = 131071
+MAX_PROXY_PORTS = 4096  # a proxy opens one socket per port and worker
+
+
+def check(draft: Draft, tree: Tree, found: Findings) -> None:
+    """Record errors and warnings about things that refer to each other."""
+    _Checks(draft, tree, found).run()
+
+
+class _Checks:
+    def __init__(self, draft: Draft, tree: Tree, found: Findings) -> None:
+        self._draft = draft
+        self._tree = tree
+        self._found = found
+
+    def run(self) -> None:
+        for name, service in self._draft.services.items():
+            self._service(name, service)
+        for name, pool in self._draft.pools.items():
+            self._pool(name, pool)
+        self._overlaps()
+        self._usage()
+        self._ownership()
+
+    def _error(self, loc: Loc, message: str, *, key: bool = False) -> None:
+        self._found.error(*self._tree.locate(loc, key=key), message)
+
+    def _warn(self, loc: Loc, message: str, *, key: bool = False) -> None:
+        self._found.warn(*self._tree.locate(loc, key=key), message)
+
+    def _service(self, name: str, service: Service) -> None:
+        loc = ("services", name)
+        pools = self._tree.named["pools"]
+        if service.pool not in pools:
+            hint = self._found.suggestion(service.pool, pools) or "; define it under `pools:`"
+            self._error((*loc, "pool"), f"there is no pool {shown(service.pool)}{hint}")
+        elif service.pool in self._draft.pools:
+            self._reach(loc, service, self._draft.pools[service.pool])
+        self._forwarding(loc, service)
+        for key in ("allow", "deny"):
+            self._host_bits((*loc, key), getattr(service, key))
+
+    def _forwarding(self, loc: Loc, service: Service) -> None:
+        """Do forwarding, engine and the other keys go together?"""
+        proxy = service.forwarding is Forwarding.PROXY
+        wrong = (Engine.XDP, Engine.LVS) if proxy else (Engine.USERSPACE,)
+        if service.engine in wrong:
+            can = "`auto` or `userspace`" if proxy else "`auto`, `xdp` or `lvs`"
+            self._error(
+                (*loc, "engine"), f"`{service.engine}` cannot carry `forwarding: {service.forwarding}`; use {can}"
+            )
+        if proxy:
+            ports = sum(listen.last - listen.first + 1 for listen in service.listen)
+            if ports > MAX_PROXY_PORTS:
+                message = f"{ports} ports; `forwarding: proxy` opens a socket for each, at most {MAX_PROXY_PORTS}"
+                self._error((*loc, "listen"), message)
+            return
+        for key in PROXY_ONLY:
+            if key in service.model_fields_set:
+                self._warn((*loc, key), f"has no effect with `forwarding: {service.forwarding}`", key=True)
+
+    def _reach(self, loc: Loc, service: Service, pool: Pool) -> None:
+        """Can packets that arrive at the service reach the servers at all, and not the service itself?"""
+        families = {listen.address.version for listen in service.listen}
+        kept = service.forwarding in (Forwarding.NAT, Forwarding.DSR) or service.transparent
+        same_port = service.forwarding in (Forwarding.DSR, Forwarding.TUNNEL)
+        addresses: dict[IPAddress, list[Listen]] = {}
+        for listen in service.listen:
+            addresses.setdefault(listen.address, []).append(listen)
+        for index, server in enumerate(pool.servers):
+            at = server.address
+            if at.address in addresses:
+                self._loop(loc, index, service, addresses[at.address], at)
+            if kept and families != {at.address.version}:
+                how = "transparent: true" if service.transparent else f"forwarding: {service.forwarding}"
+                message = (
+                    f"server {at} is not of the address family of the service, which `{how}` cannot bridge; "
+                    "use `proxy`, or a pool per family"
+                )
+                self._error((*loc, "pool"), message)
+                return
+            if same_port and at.port and any((n.first, n.last) != (at.port, at.port) for n in service.listen):
+                message = f"server {at} has another port, which `forwarding: {service.forwarding}` cannot rewrite"
+                self._error((*loc, "pool"), message)
+                return
+
+    def _loop(self, loc: Loc, index: int, service: Service, listens: Iterable[Listen], at: Endpoint) -> None:
+        if service.forwarding in (Forwarding.PROXY, Forwarding.NAT, Forwarding.FULLNAT) and any(
+            at.port == 0 or listen.first <= at.port <= listen.last for listen in listens
+        ):
+            message = f"server {at} is an address of service {shown(loc[1])} itself: connections would go in circles"
+            self._error(("pools", service.pool, "servers", index, "address"), message)
+
+    def _pool(self, name: str, pool: Pool) -> None:
+        loc = ("pools", name)
+        self._unique(loc, pool)
+        for index, monitor in enumerate(pool.health):
+            self._monitor((*loc, "health", index), monitor, pool)
+        if not pool.servers:
+            self._warn((*loc, "servers"), "no servers: services with this pool are down", key=True)
+            return
+        total = sum(server.weight for server in pool.servers)
+        if total == 0:
+            self._warn((*loc, "servers"), "every server has weight 0: none gets new flows", key=True)
+        elif pool.quorum > total:
+            message = (
+                f"{pool.quorum} is more than all weights together ({total}): services with this pool are always down"
+            )
+            self._warn((*loc, "quorum"), message)
+        if all(server.backup for server in pool.servers):
+            self._warn((*loc, "servers"), "every server is a backup; they serve as if none were", key=True)
+
+    def _unique(self, loc: Loc, pool: Pool) -> None:
+        names: dict[str, int] = {}
+        addresses: dict[Endpoint, int] = {}
+        for index, server in enumerate(pool.servers):
+            first = addresses.setdefault(server.address, index)
+            if first != index:
+                self._twice(loc, index, first, "address", str(server.address))
+                continue
+            name = server_name(server)
+            first = names.setdefault(name, index)
+            if first != index:
+                self._twice(loc, index, first, "name", name)
+
+    def _twice(self, loc: Loc, index: int, first: int, key: str, value: str) -> None:
+        place, _ = self._tree.locate((*loc, "servers", first, key))
+        where = self._found.written(place)
+        self._error((*loc, "servers", index, key), f"{shown(value)} is in this pool already, at {where}")
+
+    def _monitor(self, loc: Loc, monitor: Monitor, pool: Pool) -> None:
+        if monitor.timeout > monitor.interval:
+            self._warn((*loc, "timeout"), "is longer than `interval`; probes never overlap, so they come less often")
+        if not isinstance(monitor, (Tcp, Grpc, Udp, Dns)) or monitor.port is not None:
+            return
+        for index, server in enumerate(pool.servers):
+            if server.address.port == 0:
+                where = self._tree.locate(("pools", loc[1], "servers", index))[1]
+                self._error(loc, f"needs `port`, because {where} has none")
+                return
+
+    def _host_bits(self, loc: Loc, networks: list[IPv4Interface | IPv6Interface]) -> None:
+        for index, network in enumerate(networks):
+            if network.ip != network.network.network_address:
+                self._warn((*loc, index), f"{network} has bits set beyond its prefix; it is read as {network.network}")
+
+    def _overlaps(self) -> None:
+        """Two listeners that would take the same packets."""
+        groups: dict[tuple[str, IPAddress], list[tuple[Listen, str, int]]] = {}
+        for name, service in self._draft.services.items():
+            for index, listen in enumerate(service.listen):
+                groups.setdefault((service.protocol, listen.address), []).append((listen, name, index))
+        for (protocol, _), members in groups.items():
+            if len(members) > 1:
+                self._overlap(protocol, members)
+
+    def _overlap(self, protocol: str, members: list[tuple[Listen, str, int]]) -> None:
+        # Sorted by first port, each is compared with the one that reaches furthest so far.
+        members.sort(key=lambda member: member[0].first)
+        widest = members[0]
+        for member in members[1:]:
+            if member[0].first <= widest[0].last:
+                ours, theirs = (("services", name, "listen", index) for _, name, index in (member, widest))
+                first, second = sorted(((self._tree.locate(ours), member), (self._tree.locate(theirs), widest)))
+                where = self._found.written(first[0][0])
+                what = f"{second[1][0]} ({protocol}) overlaps {first[1][0]} of service {shown(first[1][1])} at {where}"
+                self._found.error(*second[0], what)
+            if member[0].last > widest[0].last:
+                widest = member
+
+    def _usage(self) -> None:
+        draft, tree = self._draft, self._tree
+        if not tree.named["services"]:
+            self._found.warn(*tree.locate(("services",)), "no services: nothing is served")
+        # A service that did not pass the schema may be the one that uses a pool.
+        if len(draft.services) == len(tree.named["services"]):
+            used = {service.pool for service in draft.services.values()}
+            for name in draft.pools:
+                if name not in used:
+                    self._warn(("pools", name), "no service uses this pool; it is not probed", key=True)
+        if len(draft.services) > MAX_SERVICES:
+            self._error(
+                ("services", next(iter(draft.services))), f"{len(draft.services)} services; at most {MAX_SERVICES}"
+            )
+        servers = sum(len(pool.servers) for pool in draft.pools.values())
+        if servers > MAX_SERVERS:
+            self._error(("pools", next(iter(draft.pools))), f"{servers} servers in all pools; at most {MAX_SERVERS}")
+
+    def _ownership(self) -> None:
+        """VIPs name their owner, VRRP instances the services that they follow."""
+        draft, tree = self._draft, self._tree
+        addresses: dict[Any, str] = {}
+        for name, vip in draft.vips.items():
+            if vip.owner != "static" and vip.owner not in tree.named["vrrp"]:
+                choices = [*tree.named["vrrp"], "static"]
+                hint = self._found.suggestion(vip.owner, choices) or "; write `static`, or define it under `vrrp:`"
+                self._error(("vips", name, "owner"), f"there is no owner {shown(vip.owner)}{hint}")
+            first = addresses.setdefault(_host(name), name)
+            if first != name:
+                self._error(("vips", name), f"is the same address as {shown(first)}", key=True)
+        groups: dict[tuple[str, int], str] = {}
+        for name, instance in draft.vrrp.items():
+            for index, service in enumerate(instance.follow):
+                if service not in tree.named["services"]:
+                    hint = self._found.suggestion(service, tree.named["services"])
+                    self._error(("vrrp", name, "follow", index), f"there is no service {shown(service)}{hint}")
+            if instance.version == 2 and instance.advert_interval % 1:
+                self._error(("vrrp", name, "advert_interval"), "version 2 counts in whole seconds")
+            first = groups.setdefault((instance.interface, instance.vrid), name)
+            if first != name:
+                message = f"{instance.vrid} on {instance.interface} is the vrid of {shown(first)} already"
+                self._error(("vrrp", name, "vrid"), message)
+
+
+def _host(name: str) -> object:
+    """The address of a VIP's key; the key itself when it is none."""
+    try:
+        return ip_interface(name).ip
+    except ValueError:
+        return name

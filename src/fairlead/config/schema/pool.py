@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schema of ``pools``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from fairlead.config.forms import BOOLEAN, ENDPOINT, NAME_FORM, PERCENT, choice, duration, integer, nullable
+from fairlead.config.schema.base import Part, key, limited, required, unless_word
+from fairlead.config.schema.health import Health, Tcp
+from fairlead.model.net import Endpoint
+from fairlead.model.pool import AdminState
+
+MAX_WEIGHT = 256
+MAX_SERVERS_PER_POOL = 16384  # what one LookupTable of a worker can name
+
+
+class Server(Part):
+    """A machine behind the services. ADDRESS:PORT alone is short for a mapping with only `address`."""
+
+    address: Annotated[Endpoint, ENDPOINT] = required("Where it is reached.")
+    name: Annotated[str | None, nullable(NAME_FORM)] = key(
+        None, "How it is called; unique in its pool.", shown="ADDRESS:PORT"
+    )
+    weight: Annotated[int, integer(0, MAX_WEIGHT)] = key(1, "Its share of new flows; 0 equals `state: drain`.")
+    max_connections: Annotated[int, integer(0, 2_000_000_000)] = key(0, "Established connections at most; 0: no limit.")
+    state: Annotated[AdminState, choice(AdminState)] = key(
+        AdminState.READY,
+        "`drain`: no new flows, established ones may end within `drain_timeout`. `maint`: no probes, flows are closed.",
+    )
+    backup: Annotated[bool, BOOLEAN] = key(False, "Used only when no other server is up.")
+
+
+class Passive(Part):
+    """Real traffic that fails takes a server out for a time."""
+
+    failures: Annotated[int, integer(1, 1_000_000)] = key(5, "Failed connects and resets in a row that eject a server.")
+    interval: Annotated[float, duration(0.1, 3600)] = key(10.0, "Time in which they count.")
+    eject: Annotated[float, duration(0.1, 86400)] = key(30.0, "How long it is out the first time.")
+    max_ejected: Annotated[int, PERCENT] = key(50, "Share of the pool that may be out at a time.")
+
+
+class Agent(Part):
+    """A program on the server reports weight and state, in the words of HAProxy's agent-check."""
+
+    port: Annotated[int, integer(1, 65535)] = required("Port of the agent.")
+    interval: Annotated[float, duration(0.01, 3600)] = key(2.0, "From one question to the next.")
+    timeout: Annotated[float, duration(0.001, 600)] = key(1.0, "For one answer.")
+
+
+def _server(value: object) -> object:
+    return {"address": value} if isinstance(value, str) else value
+
+
+def default_health() -> list[Any]:
+    """What a pool without ``health`` gets: one TCP monitor."""
+    return [Tcp.model_validate({"type": "tcp"})]
+
+
+Servers = Annotated[
+    list[Annotated[Server, BeforeValidator(_server)]],
+    limited(MAX_SERVERS_PER_POOL, "servers"),
+]
+
+
+class Pool(Part):
+    """The real servers behind services, and how they are probed."""
+
+    servers: Servers = required("The servers.")
+    health: Health = key(
+        default_health(),
+        "How servers are probed. A type alone (`tcp`) takes that type's defaults; of a list of monitors all must pass; "
+        "with `none` servers count as up.",
+        shown="tcp",
+    )
+    passive: Annotated[Passive | None, unless_word("off")] = key(
+        None, "Real traffic that fails takes a server out for a time.", shown="off"
+    )
+    agent: Annotated[Agent | None, unless_word("off")] = key(
+        None, "A program on each server that reports its weight and state.", shown="off"
+    )
+    slow_start: Annotated[float, duration(0, 86400)] = key(
+        0.0, "A server that comes up reaches its full weight over this time."
+    )
+    drain_timeout: Annotated[float, duration(0, 30 * 86400.0)] = key(
+        300.0, "How long the flows of a server that drains or was removed may last; then they are closed with an RST."
+    )
+    quorum: Annotated[int, integer(1, 2_000_000_000)] = key(
+        1, "Sum of live weights under which services with this pool count as down."
+    )
