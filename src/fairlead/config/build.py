@@ -12,8 +12,8 @@ from fairlead.config.schema import service as services
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Http, Https, Monitor, TlsMonitor
 from fairlead.model.configuration import ApiSettings, Configuration
-from fairlead.model.net import Endpoint, Prefix, Protocol
-from fairlead.model.pool import HealthMonitor, HttpExpectation, MonitorType, Pool, RealServer, TlsSettings
+from fairlead.model.net import Prefix, Protocol
+from fairlead.model.pool import HealthMonitor, HttpExpectation, MonitorType, Pool, TlsSettings
 from fairlead.model.service import Limits, Persistence, VirtualService
 
 _IDLE_TIMEOUT_S = {Protocol.TCP: 350.0, Protocol.UDP: 60.0}
@@ -31,17 +31,6 @@ def build(draft: Draft, digest: str) -> Configuration:
         hash_seed=None if seed is None else hashlib.blake2b(seed.encode(), digest_size=16).digest(),
         digest=digest,
     )
-
-
-def server_name(server: pools.Server) -> str:
-    """A server's name: its own, else its address as text."""
-    return server.name or endpoint_name(server.address)
-
-
-def endpoint_name(endpoint: Endpoint) -> str:
-    """ADDRESS:PORT, or the address alone when the port is the one that the client used."""
-    text = str(endpoint)
-    return text if endpoint.port else text.removesuffix(":0")
 
 
 def _service(name: str, service: services.Service) -> VirtualService:
@@ -84,17 +73,7 @@ def _prefixes(interfaces: list[IPv4Interface | IPv6Interface]) -> tuple[Prefix, 
 def _pool(name: str, pool: pools.Pool) -> Pool:
     return Pool(
         name=name,
-        servers=tuple(
-            RealServer(
-                name=server_name(server),
-                endpoint=server.address,
-                weight=server.weight,
-                max_connections=server.max_connections,
-                state=server.state,
-                backup=server.backup,
-            )
-            for server in pool.servers
-        ),
+        servers=tuple(pool.servers),
         monitors=tuple(_monitor(monitor) for monitor in pool.health),
         slow_start_s=pool.slow_start,
         drain_timeout_s=pool.drain_timeout,

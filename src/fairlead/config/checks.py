@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
-from fairlead.config.build import server_name
 from fairlead.config.findings import Findings, shown
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Dns, Grpc, Monitor, Tcp, Udp
@@ -88,7 +87,7 @@ class _Checks:
         for listen in service.listen:
             addresses.setdefault(listen.address, []).append(listen)
         for index, server in enumerate(pool.servers):
-            at = server.address
+            at = server.endpoint
             if at.address in addresses:
                 self._loop(loc, index, service, addresses[at.address], at)
             if kept and families != {at.address.version}:
@@ -134,14 +133,13 @@ class _Checks:
         names: dict[str, int] = {}
         addresses: dict[Endpoint, int] = {}
         for index, server in enumerate(pool.servers):
-            first = addresses.setdefault(server.address, index)
+            first = addresses.setdefault(server.endpoint, index)
             if first != index:
-                self._twice(loc, index, first, "address", str(server.address))
+                self._twice(loc, index, first, "address", str(server.endpoint))
                 continue
-            name = server_name(server)
-            first = names.setdefault(name, index)
+            first = names.setdefault(server.name, index)
             if first != index:
-                self._twice(loc, index, first, "name", name)
+                self._twice(loc, index, first, "name", server.name)
 
     def _twice(self, loc: Loc, index: int, first: int, key: str, value: str) -> None:
         place, _ = self._tree.locate((*loc, "servers", first, key))
@@ -154,7 +152,7 @@ class _Checks:
         if not isinstance(monitor, (Tcp, Grpc, Udp, Dns)) or monitor.port is not None:
             return
         for index, server in enumerate(pool.servers):
-            if server.address.port == 0:
+            if server.endpoint.port == 0:
                 where = self._tree.locate(("pools", loc[1], "servers", index))[1]
                 self._error(loc, f"needs `port`, because {where} has none")
                 return

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from fairlead.config.findings import Findings, Refused
 from fairlead.config.forms import names, parse_name, parse_vip
-from fairlead.config.schema.base import Part
+from fairlead.config.schema.base import Builds, Part
 from fairlead.config.schema.document import NAMED, Draft
 from fairlead.config.schema.health import MONITORS, TAG, Unknown
 from fairlead.config.schema.node import Settings
@@ -90,6 +90,8 @@ def _model_at(model: type[Part], loc: Loc) -> type[Part]:
 
 def parts(annotation: Any) -> Iterator[type[Part]]:
     """The models that an annotation mentions, in order."""
+    if isinstance(annotation, Builds):
+        yield annotation.part
     if isinstance(annotation, type) and issubclass(annotation, Part):
         yield annotation
     for argument in get_args(annotation):

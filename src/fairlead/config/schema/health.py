@@ -107,7 +107,7 @@ class Http(Tcp):
         {}, "Further request headers, by name.", shown="{}"
     )
     expect: Annotated[OneOrMany[Annotated[tuple[int, int], STATUSES]], limited(64, "ranges")] = key(
-        [(200, 399)], "Statuses that pass."
+        ((200, 399),), "Statuses that pass."
     )
     body: Annotated[str | None, nullable(PRINTABLE)] = key(
         None, "Text that must occur in the first 64 kB of the answer's body."

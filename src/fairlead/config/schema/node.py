@@ -73,10 +73,10 @@ class Vrrp(Part):
         shown="false",
     )
     peers: Annotated[list[Annotated[IPAddress, ADDRESS]], limited(64, "peers")] = key(
-        [], "Unicast peers; empty: multicast."
+        (), "Unicast peers; empty: multicast."
     )
     follow: Annotated[list[Annotated[str, NAME_FORM]], limited(1024, "services")] = key(
-        [], "Services whose health the ownership follows."
+        (), "Services whose health the ownership follows."
     )
     checksum: Annotated[Checksum, choice(Checksum)] = key(Checksum.AUTO, "Checksum of version 3 over IPv4.")
 

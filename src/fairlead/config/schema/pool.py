@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
-
 from fairlead.config.forms import BOOLEAN, ENDPOINT, NAME_FORM, PERCENT, choice, duration, integer, nullable
-from fairlead.config.schema.base import Part, key, limited, required, unless_word
+from fairlead.config.schema.base import Builds, Part, key, limited, required, unless_word
 from fairlead.config.schema.health import Health, Tcp
 from fairlead.model.net import Endpoint
-from fairlead.model.pool import AdminState
+from fairlead.model.pool import AdminState, RealServer
 
 MAX_WEIGHT = 256
 MAX_SERVERS_PER_POOL = 16384  # what one LookupTable of a worker can name
@@ -54,13 +52,30 @@ def _server(value: object) -> object:
     return {"address": value} if isinstance(value, str) else value
 
 
-def default_health() -> list[Any]:
+def _real_server(server: Server) -> RealServer:
+    return RealServer(
+        name=server.name or endpoint_name(server.address),
+        endpoint=server.address,
+        weight=server.weight,
+        max_connections=server.max_connections,
+        state=server.state,
+        backup=server.backup,
+    )
+
+
+def endpoint_name(endpoint: Endpoint) -> str:
+    """ADDRESS:PORT, or the address alone when the port is the one that the client used."""
+    text = str(endpoint)
+    return text if endpoint.port else text.removesuffix(":0")
+
+
+def default_health() -> tuple[Any, ...]:
     """What a pool without ``health`` gets: one TCP monitor."""
-    return [Tcp.model_validate({"type": "tcp"})]
+    return (Tcp.model_validate({"type": "tcp"}),)
 
 
 Servers = Annotated[
-    list[Annotated[Server, BeforeValidator(_server)]],
+    list[Annotated[RealServer, Builds(Server, _server, _real_server)]],
     limited(MAX_SERVERS_PER_POOL, "servers"),
 ]
 

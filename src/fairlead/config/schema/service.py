@@ -97,8 +97,8 @@ class Service(Part):
     )
     transparent: Annotated[bool, BOOLEAN] = key(False, "Connect to the server from the client's own address.")
     proxy_protocol: ProxyProtocol = key(ProxyProtocol(), "PROXY protocol headers.")
-    allow: Networks = key([], "Networks that may connect; empty: everybody.")
-    deny: Networks = key([], "Networks that may not connect; wins over `allow`.")
+    allow: Networks = key((), "Networks that may connect; empty: everybody.")
+    deny: Networks = key((), "Networks that may not connect; wins over `allow`.")
     limits: Limits = key(Limits(), "Upper bounds; 0 is no limit.")
     when_all_down: Annotated[WhenAllDown, choice(WhenAllDown)] = key(
         WhenAllDown.REJECT,
