@@ -66,9 +66,8 @@ def integer(low: int, high: int, words: str = "") -> Form:
 
 def duration(low_s: float, high_s: float, *, off: bool = False) -> Form:
     """A duration in seconds, written with its unit; ``off`` allows the word, which gives 0."""
-    said = f"a duration from {write_duration(low_s)} to {write_duration(high_s)} such as `250ms`, `2s`, `5m`, `1h`"
-    if off:
-        said += ", or `off`"
+    words = f"a duration from {write_duration(low_s)} to {write_duration(high_s)}" + (", or `off`" if off else "")
+    said = f"{words}; units are ms, s, m, h"
 
     def parse(value: object) -> float:
         text = _text(value, said)
@@ -76,14 +75,14 @@ def duration(low_s: float, high_s: float, *, off: bool = False) -> Form:
             return 0.0
         found = _DURATION.fullmatch(text)
         if found is None:
-            raise Refused(f"{shown(text)} is not a duration (a whole number and a unit); write {said}")
+            raise Refused(f"{shown(text)} is not a duration; write {said}")
         number, unit = found.groups()
         seconds = int(number) / 1000 if unit == "ms" else int(number) * _UNIT_S[unit]
         if not low_s <= seconds <= high_s:
             raise Refused(f"{text} is out of range; write {said}")
         return seconds
 
-    return Form(said, parse, lambda seconds: "off" if off and seconds == 0 else write_duration(seconds))
+    return Form(words, parse, lambda seconds: "off" if off and seconds == 0 else write_duration(seconds))
 
 
 def write_duration(seconds: float) -> str:
@@ -201,6 +200,14 @@ def _address(value: object) -> IPAddress:
     return address(_text(value, "an IP address").removeprefix("[").removesuffix("]"))
 
 
+def _address_and_port(value: object) -> Endpoint:
+    endpoint = parse_endpoint(value)
+    if endpoint.port == 0:
+        raise Refused(f"{shown(value)} has no port; write ADDRESS:PORT or [V6]:PORT")
+    return endpoint
+
+
+ADDRESS_AND_PORT = Form("ADDRESS:PORT or [V6]:PORT", _address_and_port)
 ADDRESS = Form("an IP address", _address)
 
 
@@ -216,7 +223,7 @@ def parse_network(value: object) -> IPv4Interface | IPv6Interface:
     return ip_interface(f"{host}/{int(length)}" if slash else host)
 
 
-NETWORK = Form("a CIDR such as `192.0.2.0/24`, or one address", parse_network)
+NETWORK = Form("CIDR or address", parse_network)
 
 
 def parse_vip(text: str) -> IPv4Interface | IPv6Interface:
@@ -253,12 +260,13 @@ def pattern(expression: str, words: str) -> Form:
 
 
 INTERFACE = pattern(_INTERFACE.pattern, "the name of a network interface (at most 15 characters)")
-TOKEN = pattern(_TOKEN.pattern, "an HTTP token such as `GET` or `X-Probe`")
+TOKEN = pattern(_TOKEN.pattern, "an HTTP token")
 PRINTABLE = pattern(r"[^\x00-\x1f\x7f]{1,1024}", "a text of 1 to 1024 printable characters")
 HEADER_VALUE = pattern(r"[\x21-\x7e]([\x20-\x7e\t]{0,1022}[\x21-\x7e])?", "a header value in printable ASCII")
 HTTP_PATH = pattern(r"/[\x21-\x7e]{0,2047}", "a path in printable ASCII that begins with /")
 HOST = pattern(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", "a host name or an address")
 SERVER_NAME = pattern(r"[A-Za-z0-9._-]{1,253}", "a host name")
+RECORD = pattern("[A-Z0-9]{1,10}", "a type of DNS record such as `A`")
 FILE = pattern(r"/[^\x00-\x1f\x7f]{1,4094}", "an absolute path")
 # A Unix socket address holds 107 bytes (unix(7)); worker-31.sock in the directory beside it must fit, too.
 SOCKET = pattern(r"/[\x21-\x7e]{1,88}", "an absolute path of at most 89 characters")

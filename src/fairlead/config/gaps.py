@@ -6,7 +6,7 @@ Invariant: a value in this table is refused, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fairlead.config.findings import Findings
@@ -19,53 +19,54 @@ from fairlead.model.service import Engine, Forwarding, ProxyHeader
 
 
 class Gap(NamedTuple):
-    """``name`` (with the value as ``{}``) is not supported where ``applies``; ``*`` in ``path`` is every item."""
+    """What stands at ``path`` is not supported when it is one of ``values``, or, without these, when it is set at all.
+
+    ``*`` in ``path`` is every item of a list.
+    """
 
     path: tuple[str, ...]
     name: str
-    applies: Callable[[Any], bool]
+    values: tuple[object, ...] = ()
+
+    def applies(self, value: object) -> bool:
+        """Whether ``value`` is one that this version cannot do."""
+        return value in self.values if self.values else bool(value)
 
 
-def _is(*values: object) -> Callable[[Any], bool]:
-    return lambda value: value in values
-
-
-def _set(value: Any) -> bool:
-    return value is not None
-
+_PROXY_HEADERS = (ProxyHeader.V1, ProxyHeader.V2)
 
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     "services": (
-        Gap(("protocol",), "`protocol: {}`", _is(Protocol.UDP)),
+        Gap(("protocol",), "UDP", (Protocol.UDP,)),
         Gap(
             ("forwarding",),
-            "`forwarding: {}`",
-            _is(Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR, Forwarding.TUNNEL),
+            "forwarding in the kernel",
+            (Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR, Forwarding.TUNNEL),
         ),
-        Gap(("engine",), "`engine: {}`", _is(Engine.XDP, Engine.LVS)),
-        Gap(("transparent",), "`transparent: true`", _is(True)),
-        Gap(("proxy_protocol", "accept"), "the PROXY protocol", _is(True)),
-        Gap(("proxy_protocol", "send"), "the PROXY protocol", _is(ProxyHeader.V1, ProxyHeader.V2)),
+        Gap(("engine",), "forwarding in the kernel", (Engine.XDP, Engine.LVS)),
+        Gap(("transparent",), "transparent mode"),
+        Gap(("proxy_protocol", "accept"), "the PROXY protocol"),
+        Gap(("proxy_protocol", "send"), "the PROXY protocol", _PROXY_HEADERS),
     ),
     "pools": (
         Gap(
             ("health", "*", "type"),
-            "health type `{}`",
-            _is(MonitorType.UDP, MonitorType.DNS, MonitorType.ICMP, MonitorType.GRPC, MonitorType.EXEC),
+            "this type of probe",
+            (MonitorType.GRPC, MonitorType.UDP, MonitorType.DNS, MonitorType.ICMP, MonitorType.EXEC),
         ),
-        Gap(("health", "*", "through"), "`through: service`", _is(Through.SERVICE)),
-        Gap(("health", "*", "send_proxy"), "the PROXY protocol", _is(ProxyHeader.V1, ProxyHeader.V2)),
-        Gap(("passive",), "passive health checking", _set),
-        Gap(("agent",), "`agent`", _set),
-        Gap(("slow_start",), "`slow_start`", lambda value: value > 0),
+        Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),
+        Gap(("health", "*", "send_proxy"), "the PROXY protocol", _PROXY_HEADERS),
+        Gap(("passive",), "passive health checking"),
+        Gap(("agent",), "the agent check"),
+        Gap(("slow_start",), "slow start"),
     ),
 }
 
 SECTION_GAPS: tuple[str, ...] = ("vips", "vrrp", "xdp", "bgp")
 
 SETTING_GAPS: tuple[Gap, ...] = (
-    Gap(("api", "listen"), "an API on TCP", _set),
-    Gap(("api", "token_file"), "an API on TCP", _set),
+    Gap(("api", "listen"), "the API on TCP"),
+    Gap(("api", "token_file"), "the API on TCP"),
 )
 
 
@@ -95,7 +96,8 @@ def _refuse(gap: Gap, part: Any, prefix: Loc, tree: Tree, found: Findings) -> No
     for loc, value in _values(part, gap.path):
         if gap.applies(value):
             place, path = tree.locate((*prefix, *loc))
-            found.error(place, path, f"{gap.name.format(value)} is not supported yet by this version")
+            said = f"`{value}`: " if gap.values else ""
+            found.error(place, path, f"{said}{gap.name} is not supported yet by this version")
 
 
 def _values(part: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

@@ -6,15 +6,16 @@ Invariant: a name, or a section without names, is defined in exactly one place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fairlead.config.findings import Findings, Place, shown
-from fairlead.config.forms import NAME
 from fairlead.config.reader import Map, Seq, place_of
 from fairlead.config.schema.document import NAMED, SECTIONS
 
 Loc = Sequence[str | int]
+_WORD = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Entry(NamedTuple):
@@ -41,7 +42,7 @@ class Tree:
         """Place and path of what ``loc`` names.
 
         A key that is missing stands where its mapping is named; what a shorthand left out, where the shorthand stands.
-        Elements that are no keys of the file (they begin with NUL, or pydantic's ``[key]``) are passed over.
+        Elements that begin with NUL are no keys of the file and are passed over; pydantic's ``[key]`` is the key.
 
         Args:
             loc: Keys and indexes, beginning with the section.
@@ -63,7 +64,9 @@ class Tree:
                     key_mark = mark = value.marks[element]
                     value = value[element]
                     path += f"[{element}]"
-            elif not element.startswith("\0") and element != "[key]":
+            elif element == "[key]":
+                key = True
+            elif not element.startswith("\0"):
                 if not isinstance(value, Map):
                     break
                 path += _step(element)
@@ -77,7 +80,7 @@ class Tree:
 
 def _step(name: str) -> str:
     """One more step of a path; names with dots or worse in them are quoted."""
-    return f".{name}" if NAME.fullmatch(name.replace("_", "-")) else f'."{shown(name)[1:-1]}"'
+    return f".{name}" if _WORD.fullmatch(name) else f'."{shown(name)[1:-1]}"'
 
 
 def merge(documents: Mapping[int, Map], found: Findings) -> Tree:

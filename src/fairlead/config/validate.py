@@ -94,5 +94,5 @@ def parts(annotation: Any) -> Iterator[type[Part]]:
         yield annotation.part
     if isinstance(annotation, type) and issubclass(annotation, Part):
         yield annotation
-    for argument in get_args(annotation):
+    for argument in annotation if isinstance(annotation, tuple) else get_args(annotation):
         yield from parts(argument)

@@ -26,12 +26,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-def limited(limit: int, what: str) -> BeforeValidator:
-    """Refuse a list of more than ``limit`` items before its items are looked at."""
+def limited(limit: int, what: str, *, least: int = 0) -> BeforeValidator:
+    """Refuse a list of more than ``limit`` items, or fewer than ``least``, before its items are looked at."""
 
     def check(value: object) -> object:
         if isinstance(value, list) and len(value) > limit:
             raise Refused(f"{len(value)} {what}; at most {limit} are allowed")
+        if isinstance(value, list) and len(value) < least:
+            raise Refused(f"an empty list; write at least {least} of the {what}")
         return value
 
     return BeforeValidator(check)

@@ -19,6 +19,7 @@ from fairlead.config.forms import (
     HTTP_PATH,
     PERCENT,
     PRINTABLE,
+    RECORD,
     SERVER_NAME,
     STATUSES,
     TOKEN,
@@ -106,7 +107,7 @@ class Http(Tcp):
     headers: Annotated[dict[Annotated[str, TOKEN], Annotated[str, HEADER_VALUE]], limited(64, "headers")] = key(
         {}, "Further request headers, by name.", shown="{}"
     )
-    expect: Annotated[OneOrMany[Annotated[tuple[int, int], STATUSES]], limited(64, "ranges")] = key(
+    expect: Annotated[OneOrMany[Annotated[tuple[int, int], STATUSES]], limited(64, "ranges", least=1)] = key(
         ((200, 399),), "Statuses that pass."
     )
     body: Annotated[str | None, nullable(PRINTABLE)] = key(
@@ -115,7 +116,7 @@ class Http(Tcp):
 
 
 class Https(Http):
-    """As `http`, over TLS."""
+    """As `http`, with the same keys, over TLS."""
 
     tls: Tls = key(Tls(), "How the server's certificate is treated.")
 
@@ -138,7 +139,7 @@ class Dns(_WithPort):
     """Passes when a query is answered without error."""
 
     query: Annotated[str, SERVER_NAME] = required("Name that is asked for.")
-    record: Annotated[str, TOKEN] = key("A", "Type of record that is asked for.")
+    record: Annotated[str, RECORD] = key("A", "Type of record that is asked for.")
 
 
 class Icmp(_Monitor):
@@ -148,7 +149,7 @@ class Icmp(_Monitor):
 class Exec(_Monitor):
     """Passes when a program ends with exit code 0."""
 
-    command: Annotated[list[Annotated[str, PRINTABLE]], limited(64, "arguments")] = required(
+    command: Annotated[list[Annotated[str, PRINTABLE]], limited(64, "arguments", least=1)] = required(
         "The program's absolute path and its arguments; no shell is involved."
     )
 

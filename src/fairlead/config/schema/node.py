@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict
 from fairlead.config.findings import Refused, shown
 from fairlead.config.forms import (
     ADDRESS,
-    ENDPOINT,
+    ADDRESS_AND_PORT,
     FILE,
     INTERFACE,
     NAME_FORM,
@@ -127,7 +127,7 @@ class Api(Part):
     socket: Annotated[str | None, nullable(SOCKET)] = key(
         None, "Unix socket.", shown="/run/fairlead/api.sock for root, else $XDG_RUNTIME_DIR/fairlead/api.sock"
     )
-    listen: Annotated[Endpoint | None, nullable(ENDPOINT)] = key(None, "TCP address; never open by default.")
+    listen: Annotated[Endpoint | None, nullable(ADDRESS_AND_PORT)] = key(None, "TCP address; never open by default.")
     token_file: Annotated[str | None, nullable(FILE)] = key(None, "File of the token that TCP clients show.")
 
 

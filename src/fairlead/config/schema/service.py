@@ -64,7 +64,7 @@ _IDLE = duration(1, _DAYS_30, off=True)
 class Service(Part):
     """What clients connect to: a VIP, a port and a protocol."""
 
-    listen: Annotated[OneOrMany[Annotated[Listen, LISTEN]], limited(256, "addresses")] = required(
+    listen: Annotated[OneOrMany[Annotated[Listen, LISTEN]], limited(256, "addresses", least=1)] = required(
         "Where clients connect. An IPv6 address stands in brackets."
     )
     protocol: Annotated[Protocol, choice(Protocol)] = key(Protocol.TCP, "Transport protocol.")
