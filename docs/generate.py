@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the reference pages that the code itself can tell: command line, API, metrics. ``make docs`` runs it.
+"""Writes the reference pages that the code itself can tell: command line, API, metrics and configuration.
 
+``make docs`` runs it.
 ``tests/unit/test_docs.py`` fails while a page differs from what this would write.
 """
 
@@ -17,6 +18,7 @@ from prometheus_client import Metric
 from fairlead.api import metrics, openapi, routes
 from fairlead.cli.local import LocalVerbs
 from fairlead.cli.main import build
+from fairlead.config import reference
 from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, WorkerView
 
 PROCESS = "fairlead_process_"
@@ -179,7 +181,12 @@ def _scrape() -> metrics.Scrape:
     return metrics.Scrape(status, ready=True, services=(service,), servers=(server,), health=(health,))
 
 
-PAGES: dict[str, Callable[[], str]] = {"command-line.md": command_line, "api.md": api, "metrics.md": metric_names}
+PAGES: dict[str, Callable[[], str]] = {
+    "command-line.md": command_line,
+    "api.md": api,
+    "metrics.md": metric_names,
+    "configuration.md": reference.markdown,
+}
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["command-line.md", "api.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["command-line.md", "api.md", "metrics.md", "configuration.md"])
 def test_a_generated_page_is_fresh(generate: ModuleType, page: str) -> None:
     assert (DOCS / "reference" / page).read_text() == generate.PAGES[page](), "stale: run make docs"
 
 
 def test_no_generated_page_is_left_out(generate: ModuleType) -> None:
-    assert set(generate.PAGES) == {"command-line.md", "api.md", "metrics.md"}
+    assert set(generate.PAGES) == {"command-line.md", "api.md", "metrics.md", "configuration.md"}
 
 
 def test_every_metric_and_verb_is_there(generate: ModuleType) -> None:
