@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from support.peers import Server
+from support.peers import Server, was_reset
 from support.wait import until
 from support.worker_abi import Kind, Layouts, Memory, Mode, Scheduler, State, Value, address, endpoint
 
@@ -228,6 +228,15 @@ class Worker:
     def listen_delete(self, service: int, where: tuple[str, int]) -> None:
         self.control.ask(Kind.LISTEN_DEL, "listen", service=service, address=address(*where))
 
+    def delete_server(self, number: int) -> None:
+        self.control.ask(Kind.SERVER_DEL, "id", id=number)
+
+    def delete_table(self, number: int) -> None:
+        self.control.ask(Kind.TABLE_DEL, "id", id=number)
+
+    def delete_service(self, number: int) -> None:
+        self.control.ask(Kind.SERVICE_DEL, "id", id=number)
+
     def simple(self, servers: Sequence[Server], **values: Any) -> tuple[str, int]:
         """One service with one listener over the servers, one slot each."""
         for number, server in enumerate(servers, 1):
@@ -247,6 +256,13 @@ class Worker:
             s.bind((source, 0))
         s.connect(where)
         return s
+
+    def refuses(self, where: tuple[str, int], *, source: str = "") -> bool:
+        """Whether a client there gets an RST (which may arrive before its connect returns)."""
+        try:
+            return was_reset(self.dial(where, source=source))
+        except ConnectionResetError:
+            return True
 
     def pair(self, where: tuple[str, int], server: Server) -> tuple[socket.socket, socket.socket]:
         """A client connection and what the server accepted for it."""
