@@ -50,18 +50,20 @@ void total_subtract(uint32_t *total, uint32_t n)
 
 /*
  * Reading a hole of a memfd through a mapping allocates the page, so the repair walks only those parts of the file
- * that hold data: a row is 11 MB, of which a usual worker touches a few pages.
+ * that hold data: a row is 11 MB, of which a usual worker touches a few pages. `first` is the figure in the first
+ * item of an array: where an item straddles two pages, only the page of the figure counts.
  */
-static void each_touched(int fd, const struct fl_shm *shm, const void *array, size_t item, size_t items,
+static void each_touched(int fd, struct fl_shm *shm, const void *first, size_t item, size_t items,
 			 void (*visit)(struct fl_shm *shm, uint32_t slot, size_t i), uint32_t slot)
 {
-	off_t start = (const char *)array - (const char *)shm, end = start + (off_t)(item * items), at = start;
+	off_t start = (const char *)first - (const char *)shm, end = start + (off_t)(item * items), at = start;
 
 	while (at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
 		off_t hole = lseek(fd, at, SEEK_HOLE);
+		size_t i = ((size_t)(at - start) + item - 1) / item;
 
-		for (size_t i = (size_t)(at - start) / item; i < items && start + (off_t)(i * item) < hole; i++)
-			visit((struct fl_shm *)shm, slot, i);
+		for (; i < items && start + (off_t)(i * item) < hole; i++)
+			visit(shm, slot, i);
 		at = hole;
 	}
 }
@@ -84,21 +86,19 @@ static void repair_server(struct fl_shm *shm, uint32_t slot, size_t i)
 	row->active = 0;
 }
 
+/* The one lock it may have held is taken over by whoever needs it next. */
 static void repair_source(struct fl_shm *shm, uint32_t slot, size_t i)
 {
-	uint32_t owner = slot + 1;
-
 	shm->source[i].held[slot] = 0;
-	__atomic_compare_exchange_n(&shm->source[i].lock, &owner, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
 static void repair(int fd, struct fl_shm *shm, uint32_t slot)
 {
 	struct fl_worker_row *row = &shm->worker[slot];
 
-	each_touched(fd, shm, row->service, sizeof(row->service[0]), FL_MAX_SERVICES, repair_service, slot);
-	each_touched(fd, shm, row->server, sizeof(row->server[0]), FL_MAX_SERVERS, repair_server, slot);
-	each_touched(fd, shm, shm->source, sizeof(shm->source[0]), FL_SOURCES, repair_source, slot);
+	each_touched(fd, shm, &row->service[0].active, sizeof(row->service[0]), FL_MAX_SERVICES, repair_service, slot);
+	each_touched(fd, shm, &row->server[0].active, sizeof(row->server[0]), FL_MAX_SERVERS, repair_server, slot);
+	each_touched(fd, shm, &shm->source[0].held[slot], sizeof(shm->source[0]), FL_SOURCES, repair_source, slot);
 	row->active = 0;
 }
 

@@ -145,11 +145,15 @@ class Worker:
             command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *command]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **SANITIZERS})
-        until(self.path.exists, 10, "the worker binds its control socket")
         self._controls: list[socket.socket] = []
         self._sockets: list[socket.socket] = []
-        self.control = self.connect()
-        self.control.ask(Kind.ATTACH, "attach", slot=slot, descriptors=[self.memory.fd])
+        try:
+            until(self.path.exists, 10, "the worker binds its control socket")
+            self.control = self.connect()
+            self.control.ask(Kind.ATTACH, "attach", slot=slot, descriptors=[self.memory.fd])
+        except BaseException:
+            self.end()
+            raise
 
     def connect(self) -> Control:
         """A new control connection; the worker drops the former one."""
@@ -291,6 +295,7 @@ class Worker:
                 held.listeners.append((listen["service"], *endpoint(listen["address"])))
                 continue
             item = self.layouts.unpack(name, record)
+            item.pop("header")
             item["tail"] = record[self.layouts.size(name) :]
             getattr(held, f"{name}s")[item["id"]] = item
         return held
@@ -300,6 +305,10 @@ class Worker:
 
     def active(self, service: int = 1) -> int:
         return int(self.memory.service(service, self.slot)["active"])
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     def log(self) -> str:
         return self._log.read_text()

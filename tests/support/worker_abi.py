@@ -81,6 +81,13 @@ class Layouts:
     def size(self, name: str) -> int:
         return int(self._structs[f"fl_{name}"]["size"])
 
+    def names(self) -> list[str]:
+        return list(self._structs)
+
+    def members(self, name: str) -> dict[str, tuple[int, int]]:
+        """Offset and size of each member of a struct (named as in the header), in order."""
+        return {member: (at, size) for member, (at, size) in self._structs[name]["fields"].items()}
+
     def place(self, name: str, member: str) -> tuple[int, int]:
         """Offset and size of a member; of a whole array when it is one."""
         offset, size = self._structs[f"fl_{name}"]["fields"][member]
