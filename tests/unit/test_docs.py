@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from fairlead.cli.local import LocalVerbs
+from fairlead.cli.main import build
+from fairlead.config.load import Source, load
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENTS = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +46,37 @@ def test_every_metric_and_verb_is_there(generate: ModuleType) -> None:
     assert all(
         f"## fairlead {verb}\n" in verbs for verb in ("run", "demo", "check", "show", "drain", "weight", "reload")
     )
+
+
+def test_every_configuration_in_a_document_loads() -> None:
+    found = 0
+    for path in DOCUMENTS:
+        if path.parent.name == "reference":
+            continue
+        for block in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+            load([Source(str(path), block.encode())], {})
+            found += 1
+    assert found >= 2
+
+
+def test_every_command_in_a_document_exists() -> None:
+    nothing: Callable[..., Any] = lambda *_: 0  # noqa: E731
+    program = build(LocalVerbs(run=nothing, demo=nothing, check=nothing))
+    used = set()
+    for path in DOCUMENTS:
+        for line in re.findall(r"`([^`\n]+)`|^\$ (.+)$", path.read_text(), re.MULTILINE):
+            used |= set(re.findall(r"^(?:\.venv/bin/)?fairlead ([a-z-]+)(.*)", "".join(line)))
+    for verb, rest in used:
+        assert verb in program.commands, f"fairlead {verb}"
+        options = {word for option in program.commands[verb].params for word in option.opts}
+        for option in re.findall(r" (--?[a-z-]+)", rest.partition("#")[0]):
+            assert option in options, f"fairlead {verb} {option}"
+    assert {"run", "show", "drain", "reload", "check"} <= {verb for verb, _ in used}
+
+
+def test_every_make_target_in_a_document_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):.*## ", (DOCS.parent / "Makefile").read_text(), re.MULTILINE))
+    documents = [*DOCUMENTS, DOCS.parent / "CONTRIBUTING.md"]
+    used = {target for path in documents for target in re.findall(r"[`$] ?make ([a-z]+)", path.read_text())}
+    assert used
+    assert used <= targets
