@@ -22,7 +22,7 @@ from fairlead.policy.runtime import (
     Departure,
     Runtime,
     admin_state,
-    is_draining,
+    drains,
     present_weight,
     successor,
 )
@@ -98,16 +98,16 @@ class Choice:
 
 def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> Member:
     """How a configured server stands."""
-    admin = admin_state(runtime, key, server)
+    admin, weight = admin_state(runtime, key, server), present_weight(runtime, key, server)
     health, flows, deadline = None, FlowTreatment.KEEP, None
     if admin is AdminState.MAINT:
         flows = FlowTreatment.RESET
     elif pool.monitors:
         health = combine([runtime.health.get(target_key(server, it), HealthState()) for it in pool.monitors])
-    if is_draining(runtime, key, server):
+    if drains(admin, weight):
         deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
         flows = _until(deadline, now)
-    return Member(key, pool.name, server, admin, present_weight(runtime, key, server), health, flows, deadline)
+    return Member(key, pool.name, server, admin, weight, health, flows, deadline)
 
 
 def departed(configuration: Configuration, runtime: Runtime, now: float, key: str, departure: Departure) -> Member:

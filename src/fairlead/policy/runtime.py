@@ -61,19 +61,22 @@ class Runtime:
 
 def admin_state(runtime: Runtime, key: str, server: RealServer) -> AdminState:
     """The operator's wish: set at run time, else from the file."""
+    if key not in runtime.overrides:  # nearly always
+        return server.state
     return _override(runtime, key, server).state or server.state
 
 
 def present_weight(runtime: Runtime, key: str, server: RealServer) -> int:
     """The weight: set at run time, else from the file."""
+    if key not in runtime.overrides:
+        return server.weight
     overridden = _override(runtime, key, server).weight
     return server.weight if overridden is None else overridden
 
 
-def is_draining(runtime: Runtime, key: str, server: RealServer) -> bool:
-    """Whether it takes no new flows by the operator's wish and keeps those it has; weight 0 is such a wish."""
-    admin = admin_state(runtime, key, server)
-    return admin is AdminState.DRAIN or (admin is AdminState.READY and present_weight(runtime, key, server) == 0)
+def drains(admin: AdminState, weight: int) -> bool:
+    """Whether a server takes no new flows by the operator's wish and keeps those it has; weight 0 is such a wish."""
+    return admin is AdminState.DRAIN or (admin is AdminState.READY and weight == 0)
 
 
 def keyed_servers(configuration: Configuration) -> Iterator[tuple[str, Pool, RealServer]]:
@@ -190,7 +193,7 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
     drain_since = {
         key: runtime.drain_since.get(key, now)
         for key, _, server in keyed_servers(configuration)
-        if is_draining(runtime, key, server)
+        if drains(admin_state(runtime, key, server), present_weight(runtime, key, server))
     }
     probed = targets(configuration, runtime)
     health = {target: state for target, state in runtime.health.items() if target in probed}

@@ -39,7 +39,14 @@ def test_message_of_an_ipv6_source() -> None:
 
 @pytest.mark.parametrize(
     ("flow", "size", "slot"),
-    [(0, 65537, 0), ((1 << 64) - 1, 65537, 65536), (1 << 63, 10, 5), ((1 << 63) - 1, 10, 4), (0xFFFFFFFF, 10, 0)],
+    [
+        (0, 65537, 0),
+        ((1 << 64) - 1, 65537, 65536),
+        (1 << 63, 10, 5),
+        ((1 << 63) - 1, 10, 4),
+        (0xFFFFFFFF, 10, 0),
+        (0x19999999FFFFFFFF, 10, 0),
+    ],
 )
 def test_slot_is_the_scaled_upper_half(flow: int, size: int, slot: int) -> None:
     assert flowhash.slot_of(flow, size) == slot

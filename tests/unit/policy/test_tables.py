@@ -114,6 +114,11 @@ class TestBuild:
         recipe = table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset({"b"}), size=251)
         assert set(tables.build(recipe)) == {0, 2}
 
+    @pytest.mark.parametrize("scheduler", [Scheduler.RR, Scheduler.WRR, Scheduler.LC])
+    def test_names_no_dead_member(self, scheduler: Scheduler) -> None:
+        recipe = table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset({"b"}), size=2, scheduler=scheduler)
+        assert tables.build(recipe).tolist() == [0, 2]
+
     def test_live_form_names_live_members_by_their_place(self) -> None:
         recipe = table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset({"a"}), size=251)
         keys, slots = tables.build_live(recipe)
