@@ -117,13 +117,13 @@ void flow_drop_server(struct flow *flow, bool reset)
 {
 	struct server *server = flow->server;
 
+	if (server) {
+		link_remove(&flow->of_server);
+		total_subtract(&server->shared->active, 1);
+		count32(&server->row->active, -1u);
+		flow->server = NULL;
+	}
 	close_side(&flow->side[SERVER], reset);
-	if (server == NULL)
-		return;
-	link_remove(&flow->of_server);
-	total_subtract(&server->shared->active, 1);
-	count32(&server->row->active, -1u);
-	flow->server = NULL;
 }
 
 void flow_end(struct flow *flow, enum reason reason, bool reset)
@@ -134,18 +134,19 @@ void flow_end(struct flow *flow, enum reason reason, bool reset)
 		reject(service, reason);
 	if (service->spec.persist_ms && flow->server)
 		sticky_refresh(flow);
-	flow_drop_server(flow, reset);
-	close_side(&flow->side[CLIENT], reset);
+	/* Accounts before sockets: who sees the end and comes back at once finds its place free. */
 	source_leave(flow->source);
-	timer_stop(&flow->timer);
-	free(flow->tried);
-	flow->tried = NULL;
-	link_remove(&flow->ready);
 	total_subtract(&service->shared->active, 1);
 	count32(&service->row->active, -1u);
 	service->flows--;
 	service_release(service);
 	flow->service = NULL;
+	flow_drop_server(flow, reset);
+	close_side(&flow->side[CLIENT], reset);
+	timer_stop(&flow->timer);
+	free(flow->tried);
+	flow->tried = NULL;
+	link_remove(&flow->ready);
 	/* epoll may still hold an event of this round for it: the memory is not reused before the round is over. */
 	flow->phase = PHASE_DEAD;
 	link_append(&dead_flows, &flow->ready);

@@ -159,7 +159,7 @@ class Worker:
         """A new control connection; the worker drops the former one."""
         s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._controls.append(s)
-        until(lambda: s.connect_ex(str(self.path)) == 0, 10, "the worker listens")
+        until(lambda: self.process.poll() is not None or s.connect_ex(str(self.path)) == 0, 10, "the worker listens")
         return Control(self.layouts, s)
 
     def hello(self) -> dict[str, Any]:
