@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent in virtual time: what it decides when servers die, operators act and files change."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import Loaded
+from fairlead.dataplane.base import Counters, ServerCounters
+from fairlead.dataplane.memory import MemoryDataPlane
+from fairlead.engine import logs
+from fairlead.engine.agent import Agent, Parts
+from fairlead.engine.dump import dump
+from fairlead.engine.events import Events
+from fairlead.engine.monitor import Monitor
+from fairlead.engine.store import Store
+from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound, Problem
+from fairlead.model.configuration import Configuration
+from fairlead.model.health import ProbeResult, ProbeTarget
+from fairlead.model.pool import AdminState
+from fairlead.model.state import FlowTreatment, ServiceMode
+from fairlead.policy.health import Transition
+from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, pool, server, service
+from support.virtual import run_virtually
+
+A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    logs.configure(timestamps=False, out=io.StringIO())
+
+
+def site(*addresses: str, **changes: object) -> Configuration:
+    return configuration(service(), pool(*(server(a) for a in addresses), monitors=(TCP_MONITOR,), **changes))
+
+
+class Bench:
+    """One agent over a data plane in memory and servers that are dead or alive by word."""
+
+    def __init__(self, path: Path, wanted: Configuration) -> None:
+        loop = asyncio.get_running_loop()
+        self.dead: set[str] = set()
+        self.probes: list[tuple[float, str]] = []
+        self.plane = MemoryDataPlane()
+        self.file: Configuration | ConfigError = wanted
+        self.path = path
+        self.events = Events(loop.time)
+        self.agent = self.build(wanted)
+
+    def build(self, wanted: Configuration) -> Agent:
+        loop = asyncio.get_running_loop()
+        monitor = Monitor(
+            self.probe,
+            clock=loop.time,
+            wall_clock=loop.time,
+            random=lambda: 0.0,
+            on_transition=self.health_changed,
+        )
+        store = Store(self.path / "state.json", "boot")
+        parts = Parts(self.plane, monitor, self.events, store, self.read, loop.time, loop.time)
+        return Agent(parts, wanted, "fairlead.yaml")
+
+    def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
+        self.agent.health_changed(target, pools, transition)
+
+    async def until_live(self, addresses: set[str]) -> float:
+        """Virtual seconds until exactly these servers take new flows."""
+        began = asyncio.get_running_loop().time()
+        while self.live() != addresses:  # noqa: ASYNC110 - in virtual time
+            await asyncio.sleep(0.01)
+        return asyncio.get_running_loop().time() - began
+
+    async def probe(self, target: ProbeTarget) -> ProbeResult:
+        self.probes.append((asyncio.get_running_loop().time(), str(target.endpoint)))
+        await asyncio.sleep(0.01)
+        return REFUSED if str(target.endpoint) in self.dead else PASSED
+
+    async def read(self) -> Loaded:
+        if isinstance(self.file, ConfigError):
+            raise self.file
+        return Loaded(self.file, ())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Agent]:
+        await self.agent.start()
+        try:
+            yield self.agent
+        finally:
+            await self.agent.detach()
+
+    def live(self) -> set[str]:
+        (spec,) = self.plane.state.services.values()
+        assert spec.table is not None
+        recipe = self.plane.state.tables[spec.table]
+        assert recipe is not None
+        return {key.removeprefix("web/") for key in recipe.live}
+
+
+def test_nothing_is_offered_before_every_server_was_probed_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        bench.dead = {B}
+        async with bench.running() as agent:
+            assert agent.ready()
+            assert bench.live() == {A}
+            assert len(bench.probes) == 2
+            assert asyncio.get_running_loop().time() < 0.1
+
+    run_virtually(run())
+
+
+def test_a_server_that_dies_leaves_after_fall_and_returns_after_rise(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running() as agent:
+            await asyncio.sleep(0.5)
+            bench.dead = {A}
+            monitor = TCP_MONITOR
+            assert await bench.until_live({B}) <= monitor.interval_s * monitor.fall + 0.1
+            (view,) = [view for view in await agent.servers() if view.address == A]
+            assert (view.health, view.down_reason, view.idle_reason, view.effective_weight) == (
+                "down",
+                "refused",
+                "down",
+                0,
+            )
+            bench.dead = set()
+            assert await bench.until_live({A, B}) <= monitor.down_interval_s * monitor.rise + 0.1
+        kinds = [event.kind for event in bench.events.after(0, 100)]
+        assert kinds.count("health_down") == 1
+        assert kinds.count("health_up") == 3
+
+    run_virtually(run())
+
+
+def test_a_drain_ends_at_its_deadline(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, drain_timeout_s=30.0))
+        async with bench.running() as agent:
+            result = await agent.set_server(f"web/{A}", admin=AdminState.DRAIN, weight=None, dry_run=False)
+            assert result.changes == ("state ready -> drain",)
+            assert bench.live() == {B}
+            await asyncio.sleep(29)
+            assert bench.plane.state.servers[f"web/{A}"].flows is FlowTreatment.KEEP
+            await asyncio.sleep(1.1)
+            assert bench.plane.state.servers[f"web/{A}"].flows is FlowTreatment.RESET
+            await agent.set_server(f"web/{A}", admin=AdminState.READY, weight=None, dry_run=False)
+            assert bench.plane.state.servers[f"web/{A}"].flows is FlowTreatment.KEEP
+            assert bench.live() == {A, B}
+
+    run_virtually(run())
+
+
+def test_maint_stops_probes_and_resets_flows_and_ready_waits_for_a_probe(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running() as agent:
+            await agent.set_server(f"web/{A}", admin=AdminState.MAINT, weight=None, dry_run=False)
+            assert bench.plane.state.servers[f"web/{A}"].flows is FlowTreatment.RESET
+            bench.probes.clear()
+            await asyncio.sleep(10)
+            assert {address for _, address in bench.probes} == {B}
+            bench.dead = {A}
+            await agent.set_server(f"web/{A}", admin=AdminState.READY, weight=None, dry_run=False)
+            await asyncio.sleep(1)
+            assert bench.live() == {B}, "its verdict from before maintenance does not count"
+
+    run_virtually(run())
+
+
+def test_dry_run_and_no_change_touch_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running() as agent:
+            applied = len(bench.plane.applied)
+            said = await agent.set_server(f"web/{A}", admin=AdminState.DRAIN, weight=None, dry_run=True)
+            assert said.changes == ("state ready -> drain",)
+            assert (await agent.set_server(f"web/{A}", admin=AdminState.READY, weight=1, dry_run=False)).changes == ()
+            bench.file = site(A)
+            assert any("1 of 1 servers live" in line for line in (await agent.reload(dry_run=True)).changes)
+            assert len(bench.plane.applied) == applied
+            assert bench.live() == {A, B}
+
+    run_virtually(run())
+
+
+def test_unknown_names_are_told_with_near_ones(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running() as agent:
+            with pytest.raises(NotFound, match="did you mean"):
+                await agent.set_server("web/10.0.0.1:81", admin=AdminState.DRAIN, weight=None, dry_run=False)
+            with pytest.raises(NotFound, match="did you mean web"):
+                await agent.connections("wep", None, None, 10)
+            with pytest.raises(NotFound):
+                await agent.connections(None, "nothing/like-it", None, 10)
+
+    run_virtually(run())
+
+
+def test_a_reload_probes_new_servers_before_old_ones_leave(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        async with bench.running() as agent:
+            bench.file = site(B, C)
+            bench.dead = {C}
+            await agent.reload(dry_run=False)
+            assert bench.live() == {B}
+            assert bench.plane.state.services["web"].mode is ServiceMode.FORWARD
+            modes = [op.spec.mode for op in bench.plane.applied if type(op).__name__ == "PutService"]  # type: ignore[union-attr]
+            assert ServiceMode.REJECT not in modes
+
+    run_virtually(run())
+
+
+def test_a_removed_server_stays_while_it_has_flows(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, drain_timeout_s=60.0))
+        async with bench.running() as agent:
+            bench.plane.totals = Counters(servers={f"web/{A}": ServerCounters(active=1)})
+            bench.file = site(B, drain_timeout_s=60.0)
+            await agent.reload(dry_run=False)
+            assert bench.live() == {B}
+            await asyncio.sleep(20)
+            assert f"web/{A}" in bench.plane.state.servers
+            with pytest.raises(Conflict, match="removed"):
+                await agent.set_server(f"web/{A}", admin=AdminState.READY, weight=None, dry_run=False)
+            bench.plane.totals = Counters()
+            await asyncio.sleep(10)
+            assert f"web/{A}" not in bench.plane.state.servers
+
+    run_virtually(run())
+
+
+def test_an_invalid_file_changes_nothing_and_is_in_the_status(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        async with bench.running() as agent:
+            applied = len(bench.plane.applied)
+            bench.file = ConfigError((Problem("fairlead.yaml", 3, 4, "services", "wrong"),))
+            with pytest.raises(ConfigError):
+                await agent.reload(dry_run=False)
+            assert len(bench.plane.applied) == applied
+            assert agent.status().last_reload_error == "fairlead.yaml:3:4: services: wrong"
+            bench.file = site(A)
+            await agent.reload(dry_run=False)
+            assert agent.status().last_reload_ok
+
+    run_virtually(run())
+
+
+def test_what_takes_effect_only_at_the_next_start_is_said(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        async with bench.running() as agent:
+            bench.file = replace(site(A), workers=7)
+            assert (await agent.reload(dry_run=False)).changes == ("proxy.workers takes effect at the next start",)
+
+    run_virtually(run())
+
+
+def test_a_start_that_cannot_listen_is_an_error(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        bench.plane.fail(3)
+        with pytest.raises(FairleadError, match="open 192.0.2.10:80"):
+            await bench.agent.start()
+        await bench.agent.abandon()
+        assert not bench.plane.running
+        assert bench.plane.state.listeners == frozenset()
+
+    run_virtually(run())
+
+
+def test_a_start_that_adopts_goes_on_with_what_it_can_do(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        async with bench.running():
+            pass
+        bench.file = site(A, B)
+        bench.agent = bench.build(site(A, B))
+        bench.plane.cut(0)
+        async with bench.running() as agent:
+            assert not agent.status().converged
+            await asyncio.sleep(1)
+            assert agent.status().converged
+            assert bench.live() == {A, B}
+
+    run_virtually(run())
+
+
+def test_f41_verdicts_and_wishes_survive_the_agent(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, C))
+        bench.dead = {B}
+        async with bench.running() as agent:
+            await agent.set_server(f"web/{A}", admin=AdminState.DRAIN, weight=None, dry_run=False)
+            await agent.set_server(f"web/{C}", admin=None, weight=5, dry_run=False)
+        bench.agent = bench.build(site(A, B, C))
+        bench.dead = set()
+        async with bench.running() as agent:
+            assert bench.live() == {C}, "one passed probe is not yet a rise"
+            views = {view.address: view for view in await agent.servers()}
+            assert views[A].admin == "drain"
+            assert views[C].weight == 5
+
+    run_virtually(run())
+
+
+def test_a_data_plane_that_does_not_take_a_change_is_said_so(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running() as agent:
+            bench.plane.cut(0)
+            with pytest.raises(DataPlaneError, match="keeps trying"):
+                await agent.set_server(f"web/{A}", admin=AdminState.DRAIN, weight=None, dry_run=False)
+            await asyncio.sleep(1)
+            assert bench.live() == {B}
+
+    run_virtually(run())
+
+
+def test_the_dump_has_everything(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A))
+        async with bench.running() as agent:
+            text = await dump(agent)
+        assert text.count("\n") == 0
+        for word in ('"status"', '"services"', '"health"', '"events"', A):
+            assert word in text
+
+    run_virtually(run())
