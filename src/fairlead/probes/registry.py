@@ -17,6 +17,7 @@ from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
 from fairlead.probes.dns import dns
 from fairlead.probes.exec import execute
+from fairlead.probes.grpc import grpc
 from fairlead.probes.http import http, https
 from fairlead.probes.icmp import icmp
 from fairlead.probes.outcome import ProbeFailed, printable
@@ -36,6 +37,7 @@ ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
         MonitorType.UDP: udp,
         MonitorType.DNS: dns,
         MonitorType.ICMP: icmp,
+        MonitorType.GRPC: grpc,
         MonitorType.EXEC: execute,
     }
 )

@@ -19,6 +19,7 @@ from fairlead.model.health import ProbeTarget
 from fairlead.model.pool import DnsExpectation, MonitorType, UdpExpectation
 from fairlead.model.reasons import DownReason
 from fairlead.probes.registry import probe
+from fairlead.protocols.icmp import echo_request
 from support.processes import free_port
 from support.servers import target_at
 from support.wait import until
@@ -176,6 +177,7 @@ async def test_dns_garbage_is_malformed() -> None:
 async def test_dns_a_query_that_cannot_be_sent_is_an_error_of_this_node(query: str, record: str) -> None:
     result = await probe(dns_target(53, query, record))
     assert result.reason is DownReason.LOCAL_ERROR
+    assert result.detail.startswith("the query cannot be sent: ")
 
 
 @settings(max_examples=50, deadline=None)
@@ -200,3 +202,18 @@ async def test_icmp_this_host_answers(address: str) -> None:
 async def test_icmp_from_a_source_address(address: str) -> None:
     result = await probe(target_at(0, address, type=MonitorType.ICMP, timeout_s=2.0, source=ip_address(address)))
     assert result.passed
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_icmp_replies_to_others_do_not_count(address: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fairlead.probes.icmp.echo_request", lambda version, _, __: echo_request(version, 1, b"other"))
+        result = await probe(target_at(0, address, type=MonitorType.ICMP, timeout_s=0.2))
+    assert result.reason is DownReason.TIMEOUT
+
+
+@pytest.mark.parametrize("kind", [MonitorType.UDP, MonitorType.DNS, MonitorType.ICMP])
+async def test_what_this_node_may_not_send_is_an_error_of_this_node(kind: MonitorType) -> None:
+    result = await probe(target_at(53, "255.255.255.255", type=kind, timeout_s=2.0))
+    assert result.reason is DownReason.LOCAL_ERROR
+    assert "this node: connect: permission denied" in result.detail

@@ -47,6 +47,8 @@ WORDS = st.sampled_from(
         b"\x16\x03\x01\xff\xff",
         b"\x80\x2e\x01\x00\x02",
         b"\x00" * 5000,
+        b"\0\0\0\4\0\0\0\0\0",
+        b"\0\0\5\1\5\0\0\0\1\x88\0\1a\0",
     ]
 )
 
@@ -93,7 +95,9 @@ async def meet(kind: MonitorType, hostility: Hostility) -> tuple[ProbeResult, fl
     return result, took_s
 
 
-@pytest.mark.parametrize("kind", [MonitorType.TCP, MonitorType.TLS, MonitorType.HTTP, MonitorType.HTTPS])
+@pytest.mark.parametrize(
+    "kind", [MonitorType.TCP, MonitorType.TLS, MonitorType.HTTP, MonitorType.HTTPS, MonitorType.GRPC]
+)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostility=HOSTILITY)
 def test_always_a_result_in_time_and_nothing_left(kind: MonitorType, hostility: Hostility) -> None:
