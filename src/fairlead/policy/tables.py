@@ -87,14 +87,3 @@ def build(spec: TableSpec) -> array[int]:
         turns = reduced([spec.members[index].weight for index in order], MAX_PERIOD)
         order = [order[turn] for turn in spread(turns)]
     return array("H", islice(cycle(order), spec.size))
-
-
-def build_live(spec: TableSpec) -> tuple[tuple[str, ...], array[int]]:
-    """Keys of the live members in configured order, and the slots as indexes into those."""
-    keys = tuple(member.key for member in spec.members if member.key in spec.live)
-    slots = build(spec)
-    if len(keys) == len(spec.members):
-        return keys, slots
-    place = {key: index for index, key in enumerate(keys)}
-    moved = [place.get(member.key, 0) for member in spec.members]
-    return keys, array("H", [moved[index] for index in slots])

@@ -119,16 +119,6 @@ class TestBuild:
         recipe = table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset({"b"}), size=2, scheduler=scheduler)
         assert tables.build(recipe).tolist() == [0, 2]
 
-    def test_live_form_names_live_members_by_their_place(self) -> None:
-        recipe = table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset({"a"}), size=251)
-        keys, slots = tables.build_live(recipe)
-        assert keys == ("web/b", "web/c")
-        assert [keys[slot] for slot in slots] == [recipe.members[slot].key for slot in tables.build(recipe)]
-
-    def test_live_form_when_all_live(self) -> None:
-        recipe = table_spec({"a": 1, "b": 1}, size=251)
-        assert tables.build_live(recipe) == (("web/a", "web/b"), tables.build(recipe))
-
     def test_refuses_a_table_without_a_live_member(self) -> None:
         with pytest.raises(ContractViolation, match="live member"):
             tables.build(table_spec({"a": 1}, dead=frozenset({"a"})))
