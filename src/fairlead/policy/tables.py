@@ -78,9 +78,10 @@ def build(spec: TableSpec) -> array[int]:
     live = [member.key in spec.live for member in spec.members]
     if not any(live):
         raise ContractViolation("a lookup table needs a live member; a service without one does not forward")
-    if len(live) > MAX_MEMBERS or sum(live) > spec.size:
+    is_maglev = _FILLINGS[spec.scheduler] is Scheduler.MAGLEV
+    if len(live) > MAX_MEMBERS or (len(live) if is_maglev else sum(live)) > spec.size:
         raise ContractViolation(f"{len(live)} members do not fit a table of {spec.size} slots (at most {MAX_MEMBERS})")
-    if _FILLINGS[spec.scheduler] is Scheduler.MAGLEV:
+    if is_maglev:
         return maglev.fill([(it.identity, it.weight) for it in spec.members], live, spec.seed, spec.size)
     order = [index for index, lives in enumerate(live) if lives]
     if spec.scheduler is Scheduler.WRR:

@@ -123,9 +123,13 @@ class TestBuild:
         with pytest.raises(ContractViolation, match="live member"):
             tables.build(table_spec({"a": 1}, dead=frozenset({"a"})))
 
-    def test_refuses_more_members_than_slots(self) -> None:
+    @pytest.mark.parametrize(
+        ("scheduler", "dead"), [(Scheduler.RR, ""), (Scheduler.MAGLEV, ""), (Scheduler.MAGLEV, "a")]
+    )
+    def test_refuses_more_members_than_slots(self, scheduler: Scheduler, dead: str) -> None:
+        """Dead members of a Maglev table need slots too: what they leave is what the living get."""
         with pytest.raises(ContractViolation, match="3 members do not fit a table of 2 slots"):
-            tables.build(table_spec({"a": 1, "b": 1, "c": 1}, size=2))
+            tables.build(table_spec({"a": 1, "b": 1, "c": 1}, dead=frozenset(dead), size=2, scheduler=scheduler))
 
     def test_refuses_more_members_than_16_bits_can_name(self) -> None:
         many = table_spec({str(n): 1 for n in range(tables.MAX_MEMBERS + 1)}, scheduler=Scheduler.RR, size=65536)
