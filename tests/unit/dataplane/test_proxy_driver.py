@@ -69,7 +69,7 @@ async def test_counters_never_fall_and_limits_are_repaired_when_workers_die(runt
         await bring(plane, state)
         held = [await made.client(at) for _ in range(4)]
         assert [await client.say() for client in held] == [server] * 4
-        assert await (await made.client(at)).say() == ""
+        assert await made.ask(at) == ""
         counted = (await plane.counters()).services["web"]
         assert (counted.active, counted.connections) == (4, 4)
         assert counted.rejected[RejectReason.SERVICE_FULL] == 1
@@ -80,7 +80,7 @@ async def test_counters_never_fall_and_limits_are_repaired_when_workers_die(runt
         after = (await plane.counters()).services["web"]
         assert (after.active, after.connections, after.bytes_in) == (0, 4, counted.bytes_in)
         assert after.rejected == counted.rejected
-        assert [await (await made.client(at)).say() for _ in range(4)] == [server] * 4
+        assert [await made.ask(at) for _ in range(4)] == [server] * 4
         counters = await plane.counters()
         assert counters.services["web"].connections == 8
         assert counters.servers[f"web/{server}"].connections == 8
@@ -100,7 +100,7 @@ async def test_a_silent_worker_is_killed_and_replaced(runtime: Path, program: Pa
         await until(lambda: "worker_started" in made.kinds(), 10, "the worker is replaced")
         assert "did not answer" in made.events[0][2]
         assert (await pids(plane))[1] == old[1]
-        assert await (await made.client(at)).say() == server
+        assert await made.ask(at) == server
 
 
 async def test_a_slot_that_keeps_dying_backs_off_and_gets_no_connections(
@@ -120,14 +120,14 @@ async def test_a_slot_that_keeps_dying_backs_off_and_gets_no_connections(
         await until(lambda: made.kinds().count("worker_failed") >= 4, 10, "the slot is given up for a while")
         assert "did not come up (exit code 1)" in made.events[1][2]
         for _ in range(20):  # all go to the other worker, none waits
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         assert not plan(state, await plane.observe())
         link.unlink()
         link.symlink_to(program)
         await until(lambda: "worker_started" in made.kinds(), 10, "the slot comes back")
         assert len(await pids(plane)) == 2
         for _ in range(20):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         assert not plan(state, await plane.observe())
 
 
@@ -167,7 +167,7 @@ async def test_a_new_agent_adopts_workers_and_connections(runtime: Path, program
             assert await client.say() == server
         old, counted = await pids(plane), await plane.counters()
         await plane.detach()
-        assert await (await made.client(at)).say() == server  # nobody needs an agent for that
+        assert await made.ask(at) == server  # nobody needs an agent for that
         heir = await made.plane(2)
         assert not plan(state, await heir.observe())
         assert await pids(heir) == old
@@ -182,7 +182,7 @@ async def test_a_new_agent_adopts_workers_and_connections(runtime: Path, program
         await until(lambda: made.changes == 1, 10, "the agent is told to look")
         await bring(heir, state)
         for _ in range(20):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
 
 
 async def test_neighbouring_ports_survive_adoption_one_by_one(runtime: Path, program: Path) -> None:
@@ -204,7 +204,7 @@ async def test_neighbouring_ports_survive_adoption_one_by_one(runtime: Path, pro
         await bring(heir, state)
         with pytest.raises(ConnectionRefusedError):
             await made.client(f"127.0.0.1:{port + 1}")
-        assert await (await made.client(at)).say() == server
+        assert await made.ask(at) == server
 
 
 async def test_fewer_workers_drain_and_more_are_started(runtime: Path, program: Path) -> None:
@@ -215,7 +215,7 @@ async def test_fewer_workers_drain_and_more_are_started(runtime: Path, program: 
         await bring(plane, state)
         serving: set[int] = set()
         while len(serving) < 3:
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
             serving = {flow.worker for flow in (await plane.flows(FlowFilter(), None, 100)).flows}
         old = await pids(plane)
         await plane.detach()
@@ -230,7 +230,7 @@ async def test_fewer_workers_drain_and_more_are_started(runtime: Path, program: 
         assert {flow.worker for flow in held} == {0, 1, 2}
         assert {flow.service for flow in held} == {"web"}
         for _ in range(10):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         counted = (await heir.counters()).services["web"].connections
         await heir.detach()
         third = await made.plane(2)  # the slots of those that still drain are taken
@@ -238,7 +238,7 @@ async def test_fewer_workers_drain_and_more_are_started(runtime: Path, program: 
         assert (await third.counters()).services["web"].connections == counted
         await bring(third, state)
         for _ in range(10):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         made.hang_up()
         await until(lambda: len(third._fleet.sharing()) == 2, 10, "the drained workers end with their last flow")
 
@@ -252,7 +252,7 @@ async def test_a_worker_that_died_while_no_agent_ran_is_replaced_and_its_row_rep
         plane = await made.plane(2)
         await bring(plane, state)
         for _ in range(8):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         old = await pids(plane)
         await plane.detach()
         os.kill(old[1], signal.SIGKILL)
@@ -294,11 +294,11 @@ async def test_workers_of_another_version_hand_over_and_drain(
         heir = await made.plane(2)
         assert made.kinds() == ["worker_outdated"] * 2
         assert not set(await pids(heir)) & set(old)
-        assert await (await made.client(at)).say() == server  # the old ones go on until the new ones accept
+        assert await made.ask(at) == server  # the old ones go on until the new ones accept
         await bring(heir, state)
         assert made.kinds()[2:] == ["worker_draining"] * 2
         for _ in range(20):
-            assert await (await made.client(at)).say() == server
+            assert await made.ask(at) == server
         assert (await heir.counters()).services["web"].connections == 20
         assert [await client.say() for client in held] == [server] * 6
         await heir.detach()
