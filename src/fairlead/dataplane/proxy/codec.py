@@ -309,14 +309,6 @@ def decode_done(record: bytes) -> Done:
     return Done(error, cursor, text(message))
 
 
-def content(slots: bytes) -> int:
-    """FNV-1a 64 (Fowler, Noll, Vo; draft-eastlake-fnv) over a table's slots, as workers report it."""
-    value = 0xCBF29CE484222325
-    for byte in slots:
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return value
-
-
 def _name(value: str, room: int) -> bytes:
     raw = value.encode()
     if len(raw) >= room:
