@@ -91,6 +91,8 @@ def _explain(error: BaseException) -> int:
             click.echo(f"fairlead: {error}", err=True)
             return NO_DAEMON if isinstance(error, NoDaemon) else FAILED
         case OSError():
+            if error.filename is None:  # what could not be written would be tried again at the end: exit code 120
+                abandon_stdout()
             click.echo(f"fairlead: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
             return FAILED
         case _:
