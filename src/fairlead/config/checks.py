@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
-from fairlead.config.findings import Findings, shown
+from fairlead.config.findings import Findings, Place, shown
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Dns, Grpc, Monitor, Tcp, Udp
 from fairlead.config.schema.pool import Pool
@@ -189,7 +189,7 @@ class _Checks:
     def _usage(self) -> None:
         draft, tree = self._draft, self._tree
         if not tree.named["services"]:
-            self._found.warn(*tree.locate(("services",)), "no services: nothing is served")
+            self._found.warn(Place(0, 1, 1), "services", "no services: nothing is served")
         # A service that did not pass the schema may be the one that uses a pool.
         if len(draft.services) == len(tree.named["services"]):
             used = {service.pool for service in draft.services.values()}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from fairlead.errors import Problem
 MAX_PROBLEMS = 1000
 # Comparisons that suggestions may cost in one load: 10 000 pools, each misspelt, must not take minutes.
 _SUGGESTION_BUDGET = 50_000
+_WORD = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Refused(ValueError):
@@ -96,6 +98,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """``"; did you mean `x`?"`` with the nearest choice, or nothing."""
     near = difflib.get_close_matches(word[:64].lower(), choices, n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def step(name: str) -> str:
+    """One more step of a path; names with dots or worse in them are quoted."""
+    return f".{name}" if _WORD.fullmatch(name) else f'."{shown(name)[1:-1]}"'
 
 
 def shown(value: object) -> str:

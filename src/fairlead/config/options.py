@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fairlead.config.build import build
 from fairlead.config.checks import check
-from fairlead.config.findings import Findings, Place
+from fairlead.config.findings import Findings
 from fairlead.config.gaps import refuse
 from fairlead.config.reader import NOWHERE, Map, Seq
 from fairlead.config.tree import Entry, Tree
@@ -49,8 +49,12 @@ def from_options(
     Raises:
         ConfigError: With every problem; their file is ``<command line>``, their line 0, their path the option.
     """
-    service: dict[str, object] = {"listen": _seq(listen), "pool": NAME}
-    pool: dict[str, object] = {"servers": _seq(server)}
+    service: dict[str, object] = {"pool": NAME}
+    pool: dict[str, object] = {}
+    if listen:
+        service["listen"] = _seq(listen)
+    if server:
+        pool["servers"] = _seq(server)
     if scheduler is not None:
         service["scheduler"] = scheduler
     if health is not None:
@@ -62,9 +66,6 @@ def from_options(
         tree.settings["proxy"] = Entry(0, NOWHERE, NOWHERE, _map({"workers": workers}))
 
     found = Findings([COMMAND_LINE])
-    for option, values in (("--listen", listen), ("--server", server)):
-        if not values:
-            found.error(Place(0, 0, 0), option, "is missing; give it at least once")
     draft = validate(tree, found)
     refuse(draft, tree, found)
     check(draft, tree, found)

@@ -25,13 +25,16 @@ from yaml.events import (
 )
 
 from fairlead.config.expand import expand
-from fairlead.config.findings import Findings, Place, Refused, shown
+from fairlead.config.findings import Findings, Place, Refused, shown, step
 
 MAX_DEPTH = 32
 MAX_VALUES = 1_000_000  # a file of 8 MiB with 10 000 services of 10 servers has about 700 000
 _SHIFT = 24  # a mark is line << 24 | column, both 0-based; a file of 8 MiB has fewer than 2 ** 24 of either
 NOWHERE = -1 << _SHIFT  # the mark of what stands in no file: line 0
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+
+
+_MERGE = "\0<<"  # a key that no file can hold
 
 
 class Map(dict[str, object]):
@@ -87,22 +90,33 @@ def read(source: int, text: str, environment: Mapping[str, str], found: Findings
 
 def _syntax(source: int, error: yaml.MarkedYAMLError, text: str) -> tuple[Place, str, str]:
     """Place, path and message of a syntax error."""
-    mark = error.problem_mark or error.context_mark
     problem, context = error.problem or "", error.context or ""
-    line, column = (mark.line, mark.column) if mark else (0, 0)
+    mark, begin = error.problem_mark or error.context_mark, error.context_mark
+    lines = text.splitlines() or [""]
     message = f"not valid YAML: {problem}"
-    if error.context_mark is not None and context:
-        message += f" {context} that begins at line {error.context_mark.line + 1}"
-    if "'\\t'" in problem or "tab" in problem:
-        message += "; indent with spaces, not with tabs"
-    elif "mapping values are not allowed" in problem:
-        message += "; quote a text that contains `: `, and check the indentation of this line and the one before"
-    elif "cannot start any token" in problem:
-        message += "; quote a text that begins with this character"
-    last = max(0, len(text.splitlines()) - 1)  # an error at the end of the file is shown on its last line
-    if line > last:
-        line, column = last, 0
-    return Place(source, line + 1, column + 1), "", message
+    if begin is not None and begin.line < len(lines):
+        message += f" {context} that begins in line {begin.line + 1}"
+    if mark is None:
+        return Place(source, 1, 1), "", message
+    if mark.line >= len(lines):
+        message += "; the file ends too early"
+        mark = begin if begin is not None and begin.line < len(lines) else None
+        line, column = (mark.line, mark.column) if mark is not None else (len(lines) - 1, len(lines[-1]))
+        return Place(source, line + 1, column + 1), "", message
+    return Place(source, mark.line + 1, mark.column + 1), "", message + _hint(problem, lines[mark.line], mark.column)
+
+
+def _hint(problem: str, line: str, column: int) -> str:
+    """What to do about a syntax error at ``column`` of ``line``."""
+    if line[column : column + 1] == "\t":
+        return "; indent with spaces, not with tabs"
+    if "${" in line[max(0, column - 2) : column + 1]:
+        return "; quote ${NAME} inside of { } and [ ]"
+    if "mapping values are not allowed" in problem:
+        return "; quote a text that contains `: `, and check the indentation of this line and the one before"
+    if "cannot start any token" in problem:
+        return "; quote a text that begins with this character"
+    return ""
 
 
 class _Builder:
@@ -121,11 +135,12 @@ class _Builder:
         self._merges: dict[int, list[tuple[Map, int]]] = {}
         self._root: object = None
         self._documents = 0
+        # Frames of open collections: (outer collection, its pending key and mark, own mark, anchor, values before).
+        self._stack: list[tuple[Map | Seq | None, str | None, int, int, str | None, int]] = []
 
     def build(self, events: _Events) -> Map:
         """Read all events."""
-        # Frames of open collections: (outer collection, its pending key and mark, own mark, anchor, values before).
-        stack: list[tuple[Map | Seq | None, str | None, int, int, str | None, int]] = []
+        stack = self._stack
         while True:
             event = events.get_event()
             if isinstance(event, ScalarEvent):
@@ -188,7 +203,7 @@ class _Builder:
 
     def _begin(self, key: str, mark: int, *, merge: bool) -> None:
         """A key of the open mapping was read."""
-        self._key, self._key_mark = ("\0<<" if merge else key), mark
+        self._key, self._key_mark = (_MERGE if merge else key), mark
 
     def _open(self, event: MappingStartEvent | SequenceStartEvent, depth: int) -> int:
         """A collection begins; return its mark."""
@@ -218,7 +233,7 @@ class _Builder:
             assert type(top) is Map
             key, self._key = self._key, None
             assert key is not None
-            if key == "\0<<":
+            if key == _MERGE:
                 self._remember(top, value, mark)
             elif key in top:
                 first = place_of(self._source, top.marks[key][0])
@@ -275,7 +290,15 @@ class _Builder:
         )
 
     def _path(self) -> str:
-        return "" if self._key is None or self._key == "\0<<" else self._key
+        """Path of the value that is being read."""
+        frames = [(outer, key) for outer, key, *_ in self._stack] + [(self._top, self._key)]
+        path = ""
+        for container, key in frames:
+            if type(container) is Seq:
+                path += f"[{len(container)}]"
+            elif key is not None and key != _MERGE:
+                path += step(key)
+        return path.removeprefix(".")
 
     def _give_up(self, mark: int, message: str) -> None:
         self._found.error(place_of(self._source, mark), "", message)

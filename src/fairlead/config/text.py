@@ -12,6 +12,8 @@ MAX_BYTES = 8 * 1024 * 1024
 
 # The characters that YAML 1.2 section 5.1 allows in a stream.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# YAML 1.1 section 4.1.4: the parser counts all of these as the end of a line.
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 class Unreadable(Refused):
@@ -62,4 +64,5 @@ def decode(data: bytes) -> str:
 
 def _place(before: str) -> tuple[int, int]:
     """Line and column, 1-based, of the character that follows ``before``."""
-    return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    lines = _BREAK.split(before)
+    return len(lines), len(lines[-1]) + 1

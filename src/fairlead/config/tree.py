@@ -6,16 +6,14 @@ Invariant: a name, or a section without names, is defined in exactly one place.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fairlead.config.findings import Findings, Place, shown
+from fairlead.config.findings import Findings, Place, shown, step
 from fairlead.config.reader import Map, Seq, place_of
 from fairlead.config.schema.document import NAMED, SECTIONS
 
 Loc = Sequence[str | int]
-_WORD = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 class Entry(NamedTuple):
@@ -52,7 +50,7 @@ class Tree:
         if section in self.named:
             if len(loc) == 1 or str(loc[1]) not in self.named[section]:
                 return Place(0, 0, 0), section
-            entry, rest, path = self.named[section][str(loc[1])], loc[2:], section + _step(str(loc[1]))
+            entry, rest, path = self.named[section][str(loc[1])], loc[2:], section + step(str(loc[1]))
         elif section in self.settings:
             entry, rest, path = self.settings[section], loc[1:], section
         else:
@@ -69,18 +67,13 @@ class Tree:
             elif not element.startswith("\0"):
                 if not isinstance(value, Map):
                     break
-                path += _step(element)
+                path += step(element)
                 if element not in value:
                     mark = key_mark
                     break
                 key_mark, mark = value.marks[element]
                 value = value[element]
         return place_of(entry.source, key_mark if key else mark), path
-
-
-def _step(name: str) -> str:
-    """One more step of a path; names with dots or worse in them are quoted."""
-    return f".{name}" if _WORD.fullmatch(name) else f'."{shown(name)[1:-1]}"'
 
 
 def merge(documents: Mapping[int, Map], found: Findings) -> Tree:
@@ -116,6 +109,6 @@ def _merge_named(into: dict[str, Entry], section: str, entry: Entry, found: Find
             first = into[name]
             where = found.written(place_of(first.source, first.key_mark))
             message = f"{shown(name)} is defined twice; first at {where}"
-            found.error(place_of(entry.source, key_mark), section + _step(name), message)
+            found.error(place_of(entry.source, key_mark), section + step(name), message)
         else:
             into[name] = Entry(entry.source, key_mark, mark, value)
