@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def _quiet() -> None:
     logs.configure(timestamps=False, out=io.StringIO())
 
 
-def site(*addresses: str, **changes: object) -> Configuration:
+def site(*addresses: str, **changes: Any) -> Configuration:
     return configuration(service(), pool(*(server(a) for a in addresses), monitors=(TCP_MONITOR,), **changes))
 
 
@@ -271,7 +272,7 @@ def test_a_start_that_cannot_listen_is_an_error(tmp_path: Path) -> None:
     async def run() -> None:
         bench = Bench(tmp_path, site(A))
         bench.plane.fail(3)
-        with pytest.raises(FairleadError, match="open 192.0.2.10:80"):
+        with pytest.raises(FairleadError, match=r"open 192\.0\.2\.10:80"):
             await bench.agent.start()
         await bench.agent.abandon()
         assert not bench.plane.running
