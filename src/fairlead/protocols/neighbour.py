@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames that tell neighbours who owns an address: gratuitous ARP (RFC 826, RFC 5227 section 3) and unsolicited
-neighbour advertisements (RFC 4861 sections 4.4 and 7.2.6); and the answers to probes of who owns it."""
+neighbour advertisements (RFC 4861 sections 4.4 and 7.2.6); and the answers to probes of who owns it.
+"""
 
 from __future__ import annotations
 

@@ -215,30 +215,38 @@ class VirtualRouter:
         if self._state is VrrpState.BACKUP:
             self._heard_as_backup(advertisement, now)
         else:
+            self._notice_stall(now)
             self._heard_as_active(advertisement, source, now)
 
     def handle_timer(self, now: float) -> None:
         """Call when ``get_timer`` has passed; earlier calls change nothing."""
         if self._timer is None or now < self._timer:
             return
-        late_s = now - self._timer
         if self._state is VrrpState.BACKUP:
-            if late_s > self._active_interval_s:
+            if now - self._timer > self._active_interval_s:
                 # Not the Active router was silent, this process was: hear it first.
                 self._timer = now + self._active_interval_s + self._skew_s
             else:
                 self._become_active(now, Why.TIMEOUT)
-        elif self._listening:
+            return
+        if self._notice_stall(now):
+            return
+        self._advertise(now)
+        if self._listening:
             self._listening = False
-            self._advertise(now)
             self._effects.append(Announce())
-        elif late_s >= STALL_INTERVALS * self._interval_s and self._priority != OWNER_PRIORITY:
-            self._listening = True
-            self._timer = now + self._interval_s
-        else:
-            self._advertise(now)
 
     # -- rules -----------------------------------------------------------------------------------------------
+
+    def _notice_stall(self, now: float) -> bool:
+        """ACTIVE: when this process was stopped for long, listen for one interval. True when that begins."""
+        if self._timer is None or now - self._timer < STALL_INTERVALS * self._interval_s:
+            return False
+        if self._priority == OWNER_PRIORITY:
+            return False
+        self._listening = True
+        self._timer = now + self._interval_s
+        return True
 
     def _heard_as_backup(self, heard: Advertisement, now: float) -> None:
         if heard.priority == RELEASE_PRIORITY:
@@ -265,9 +273,8 @@ class VirtualRouter:
             if not self._listening:
                 self._advertise(now)
             return
-        better = heard.priority > self._priority or (
-            heard.priority == self._priority and source > self._parameters.source
-        )  # type: ignore[operator]
+        # RFC 9568 section 6.4.3: between equal priorities the greater primary address wins.
+        better = (heard.priority, int(source)) > (self._priority, int(self._parameters.source))
         took_over = self._listening and not self._parameters.preempt and heard.priority != DEGRADED_PRIORITY
         if better or took_over:
             self._active_interval_s = heard.interval_cs / 100

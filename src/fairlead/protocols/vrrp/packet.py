@@ -78,10 +78,8 @@ class Advertisement:
 def encode(advertisement: Advertisement, source: IPAddress, destination: IPAddress) -> bytes:
     """The VRRP message, without its IP header."""
     a = advertisement
-    if a.version == 2:
-        field = max(1, round(a.interval_cs / 100))  # one octet of authentication type 0, one of whole seconds
-    else:
-        field = a.interval_cs
+    # Version 2: one octet of authentication type, 0, and one of whole seconds.
+    field = max(1, round(a.interval_cs / 100)) if a.version == 2 else a.interval_cs
     head = _HEADER.pack(a.version << 4 | _ADVERTISEMENT, a.vrid, a.priority, len(a.addresses), field, 0)
     body = b"".join(address.packed for address in a.addresses)
     if a.version == 2:
