@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 
 from fairlead.model.net import IPAddress
@@ -99,7 +100,7 @@ class Lan:
                 data = encode(effect.advertisement, node.source, GROUP_V4)
                 for other in range(len(self.nodes)):
                     if other != number and self.parts[other] == self.parts[number] and not self.lost(number, other):
-                        self.at(self.now + self.delay_s, lambda other=other: self._arrive(other, data, node.source))  # type: ignore[misc]
+                        self.at(self.now + self.delay_s, partial(self._arrive, other, data, node.source))
             elif isinstance(effect, Moved):
                 node.moves.append((self.now, effect))
             elif isinstance(effect, Announce):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -202,7 +203,7 @@ def test_after_heal_there_is_one_active_router_in_each_part(
     plan: tuple[list[tuple[int, bool, float]], list[Trouble], int, float, float],
 ) -> None:
     nodes, troubles, seed, loss, delay_s = plan
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     # One node at most owns the address by priority 255: two would be an error of configuration.
     owners = [i for i, (priority, _, _) in enumerate(nodes) if priority == 255]
     lan = Lan(
@@ -216,7 +217,7 @@ def test_after_heal_there_is_one_active_router_in_each_part(
     lan.lost = lambda _from, to: to in deaf or chance.random() < loss
     lan.start()
     for trouble in troubles:
-        lan.at(trouble.at, lambda trouble=trouble: _happen(lan, trouble, deaf))  # type: ignore[misc]
+        lan.at(trouble.at, partial(_happen, lan, trouble, deaf))
     lan.run_until(8.1)  # every trouble has begun and ended, but parts last
     lan.lost = lambda _from, _to: False
     deaf.clear()
