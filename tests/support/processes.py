@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -18,14 +19,23 @@ from typing import Self
 
 from support.wait import until
 
+# Test processes beside each other begin at different places and so hardly ever meet.
+_PORTS = (10000 + (os.getpid() * 997 + n) % 20000 for n in itertools.count())
 CLI = (sys.executable, "-m", "fairlead")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody uses now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody uses now, on any address, and that no client is given: below the ephemeral range.
+
+    A port from bind(0) would be free only until some connection of a test beside this one gets it as its own.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(1000):
+        port = next(_PORTS)
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind(("::" if family == socket.AF_INET6 else "", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def accepts(host: str, port: int) -> bool:

@@ -56,8 +56,8 @@ async def test_an_address_that_another_program_holds_is_named(
 
 async def test_a_range_with_one_port_taken_opens_none(runtime: Path, program: Path) -> None:
     async with lab(runtime, program) as made:
-        with socket.create_server(("127.0.0.5", 0)) as holder:
-            port = holder.getsockname()[1]
+        port = free_port()
+        with socket.create_server(("127.0.0.5", port)):
             message = await refusal(made, listener("web", f"127.0.0.5:{port - 3}-{port}"))
     assert f"127.0.0.5:{port}: another program" in message
 
