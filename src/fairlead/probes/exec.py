@@ -81,7 +81,6 @@ class _Program:
     async def ended(self, deadline: Deadline) -> int:
         """The exit status, or the negative number of a signal."""
         await deadline.readable(self._end)
-        self._read()
         self._kill_group()
         return self._process.wait()
 

@@ -35,6 +35,13 @@ def trailers(*fields: tuple[str, str]) -> bytes:
     return frame(HEADERS, END_HEADERS | END_STREAM, 1, hpack.encode(list(fields)))
 
 
+OTHER_STREAM = (
+    frame(DATA, 0, 3, b"another stream")
+    + frame(HEADERS, END_HEADERS | END_STREAM, 3, hpack.encode([("grpc-status", "5")]))
+    + frame(RST_STREAM, 0, 3, b"\0\0\0\0")
+)
+
+
 def call(service: str = "") -> HealthCall:
     return HealthCall("server.test:50051", service, scheme="http", user_agent="test")
 
@@ -121,7 +128,7 @@ def test_other_answers_are_not_serving(rest: bytes, detail: str) -> None:
         frame(WINDOW_UPDATE, 0, 0, b"\0\0\xff\xff") + START + frame(0xBE, 0xFF, 1, b"grease") + SERVING + OK,
         frame(GOAWAY, 0, 0, b"\0\0\0\1\0\0\0\0") + START + SERVING + OK,
         START + frame(DATA, 0, 1, message(b"\x08\x01")[:3]) + frame(DATA, 0, 1, message(b"\x08\x01")[3:]) + OK,
-        frame(DATA, 0, 3, b"another stream") + frame(RST_STREAM, 0, 3, b"\0\0\0\0") + START + SERVING + OK,
+        OTHER_STREAM + START + SERVING + OK,
     ],
     ids=["padded", "continued", "priority", "unknown frames", "gentle goaway", "split message", "other stream"],
 )

@@ -18,6 +18,12 @@ from fairlead.protocols.hpack import decode, encode
         ("no-cache", "a8eb10649cbf"),
         ("custom-value", "25a849e95bb8e8b4bf"),
         ("302", "6402"),
+        ("?", "ff3f"),  # appendix B: one code of each length from 10 bits on
+        ("'", "ff5f"),
+        ("#", "ffaf"),
+        ("~", "ffef"),
+        ("}", "fff7"),
+        ("{", "fffd"),
         ("private", "aec3771a4b"),
         ("Mon, 21 Oct 2013 20:13:21 GMT", "d07abe941054d444a8200595040b8166e082a62d1bff"),
         ("https://www.example.com", "9d29ad171863c78f0b97c8e9ae82ae43d3"),
