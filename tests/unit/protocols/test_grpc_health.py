@@ -129,8 +129,18 @@ def test_other_answers_are_not_serving(rest: bytes, detail: str) -> None:
         frame(GOAWAY, 0, 0, b"\0\0\0\1\0\0\0\0") + START + SERVING + OK,
         START + frame(DATA, 0, 1, message(b"\x08\x01")[:3]) + frame(DATA, 0, 1, message(b"\x08\x01")[3:]) + OK,
         OTHER_STREAM + START + SERVING + OK,
+        START + frame(DATA, 0, 0x80000001, message(b"\x08\x01")) + OK,
     ],
-    ids=["padded", "continued", "priority", "unknown frames", "gentle goaway", "split message", "other stream"],
+    ids=[
+        "padded",
+        "continued",
+        "priority",
+        "unknown frames",
+        "gentle goaway",
+        "split message",
+        "other stream",
+        "reserved bit",
+    ],
 )
 def test_whatever_http_2_allows_does_not_disturb(rest: bytes) -> None:
     asked = call()
