@@ -215,6 +215,22 @@ def test_the_demo_shows_itself_and_ends_without_a_trace(runtime: Path) -> None:
     assert list(runtime.glob("*.sock")) == []
 
 
+def test_the_demo_ends_with_its_terminal(runtime: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [*CLI, "demo", "--listen", f"127.0.0.1:{free_port()}", "--socket", str(runtime / "api.sock")]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        seen = b""
+        while b"drain web/server-1" not in seen:
+            seen += os.read(ours, 65536)
+        os.close(ours)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert list(runtime.glob("*.sock")) == []
+
+
 @pytest.mark.parametrize("name", ["quickstart.yaml", "proxy-full.yaml"])
 def test_examples_are_valid_or_refused_only_for_what_is_not_there_yet(name: str) -> None:
     done = subprocess.run(

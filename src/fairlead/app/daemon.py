@@ -129,31 +129,30 @@ class _Run:
             await self._agent.abandon()
             raise
         self._manager.send("READY=1", f"STATUS=serving, configuration {self._daemon.file or 'from options'}")
-        others = {asyncio.create_task(self._agent.watch())}
-        if beside is not None:
-            others.add(asyncio.create_task(beside(self._agent)))
+        loops = asyncio.create_task(self._agent.watch())
+        companion = None if beside is None else asyncio.create_task(beside(self._agent))
+        others = {task for task in (loops, companion) if task is not None}
         try:
-            return await self._until_ended(others)
+            return await self._until_ended(loops, companion)
         finally:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             await self._api.stop()
 
-    async def _until_ended(self, others: set[asyncio.Task[None]]) -> int:
+    async def _until_ended(self, loops: asyncio.Task[None], companion: asyncio.Task[None] | None) -> int:
+        others: set[asyncio.Task[Any]] = {loops} if companion is None else {loops, companion}
         while True:
             turn = asyncio.create_task(self._signals.get())
-            waiting: set[asyncio.Task[Any]] = {turn, *others}
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({turn, *others}, return_when=asyncio.FIRST_COMPLETED)
             if turn not in done:
                 turn.cancel()
-                return await self._end_with(done)
+                return await self._end_with(loops)
             match turn.result():
-                case signal.SIGHUP:
+                case signal.SIGHUP if companion is None:
                     await self._reload()
                 case signal.SIGUSR1:
-                    sys.stdout.write(await dump(self._agent) + "\n")
-                    sys.stdout.flush()
+                    await self._dump()
                 case signal.SIGUSR2:
                     await self._agent.detach()
                     return 0
@@ -164,15 +163,20 @@ class _Run:
                     await self._stop(0.0)
                     return 0
 
-    async def _end_with(self, done: set[asyncio.Task[Any]]) -> int:
-        """A companion ended, or one of the agent's loops failed."""
-        for task in done:
-            if (error := task.exception()) is not None:
-                self._events.record("loop_failed", "agent", repr(error), level="critical")
-                await self._agent.detach()
-                return 1
+    async def _end_with(self, loops: asyncio.Task[None]) -> int:
+        """A loop of the agent failed: leave the workers to its successor. Or the companion ended: so does all."""
+        if loops.done() and (error := loops.exception()) is not None:
+            self._events.record("loop_failed", "agent", repr(error), level="critical")
+            await self._agent.detach()
+            return 1
         await self._stop(0.0)
         return 0
+
+    async def _dump(self) -> None:
+        text = await dump(self._agent)
+        with contextlib.suppress(OSError):  # nobody reads standard output any more: no reason to end
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
     async def _reload(self) -> None:
         self._manager.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -183,7 +187,7 @@ class _Run:
     async def _drain(self) -> None:
         """Until the flows have ended or a second signal comes."""
         drained = asyncio.create_task(self._stop(self._agent.longest_drain_s))
-        again = asyncio.create_task(self._signals.get())
+        again = asyncio.create_task(self._told_to_end())
         either: set[asyncio.Task[Any]] = {drained, again}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
@@ -194,6 +198,10 @@ class _Run:
             await self._stop(0.0)
         else:
             drained.result()
+
+    async def _told_to_end(self) -> None:
+        while await self._signals.get() not in {signal.SIGTERM, signal.SIGINT}:
+            pass
 
     async def _stop(self, drain_s: float) -> None:
         self._manager.send("STOPPING=1")

@@ -88,7 +88,7 @@ class Play:
             self._stage.colour,
             before=self._before,
             elapsed_s=now - self._drawn,
-            title=f"fairlead demo: http://{self._stage.listen}/  {answered} requests answered, "
+            title=f"fairlead demo: http://{self._stage.listen}/  {answered} answered, "
             f"{self._traffic.failures} failed; Ctrl-C ends it",
         )
         self._before, self._drawn = services, now

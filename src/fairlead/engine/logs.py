@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -29,9 +31,27 @@ def configure(*, timestamps: bool, out: TextIO | None = None) -> None:
                 key_order=["timestamp", "level", "event", "subject", "message"], drop_missing=True
             ),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=out or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Forgiving(out or sys.stderr))),
         cache_logger_on_first_use=False,
     )
+
+
+class _Forgiving(io.TextIOBase):
+    """A log that cannot be written, a full disk or a reader that has gone, is no reason to stop working."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError):
+            self._out.flush()
 
 
 def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 
 from fairlead.engine import logs
@@ -44,3 +45,15 @@ def test_what_a_peer_says_cannot_break_a_line() -> None:
     assert len(lines) == 1
     assert lines[0].startswith("level=warning event=health_down subject=10.0.0.1:80 message=")
     assert "\x1b" not in lines[0]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        logs.configure(timestamps=False, out=full)
+        events = Events(lambda: 5.0)
+        events.record("kind", "subject", "message")
+        events.record("kind", "subject", "message")
+        assert len(events.after(0, 10)) == 2
+        logs.configure(timestamps=False, out=io.StringIO())
+        with contextlib.suppress(OSError):
+            full.close()
