@@ -109,7 +109,7 @@ static void close_side(struct side *side, bool reset)
 			close(side->fd);
 		descriptors_gave_back(1);
 	}
-	free(side->pending);
+	pending_free(side->pending);
 	*side = (struct side){.fd = -1};
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "pending.h"
 #include "store.h"
 #include "timer.h"
 
@@ -38,17 +39,11 @@ enum side_flags {
 
 enum end { END_NONE, END_FIN, END_RST };
 
-/* Bytes read from one side that the other side's socket did not take. */
-struct pending {
-	uint32_t offset, length;
-	uint8_t data[];
-};
-
 struct side {
 	int fd; /* -1: none */
 	uint8_t flags;
 	uint8_t end; /* how reading from this side ended */
-	struct pending *pending;
+	struct pending *pending; /* read from this side, not yet written to the other */
 };
 
 /* Servers that failed this flow; allocated with the first failure. */

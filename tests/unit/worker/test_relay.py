@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -326,3 +327,25 @@ def test_ipv6_end_to_end_and_across_families(worker: Worker, server: Server) -> 
             assert real.recv(1) == b""
             real.close()
     worker.settled()
+
+
+def test_many_slow_readers_together_cost_bounded_memory(worker: Worker, server: Server) -> None:
+    """Each could hold a whole read of 256 kB; together they hold 16 MB and little more for each one beyond."""
+    where = worker.simple([server])
+    before = memory_kb(worker)
+    reals = []
+    for _ in range(160):
+        worker.dial(where, receive_buffer=4096)
+        reals.append(server.accept())
+    block = bytes(1 << 20)
+    for real in reals:
+        real.setblocking(False)
+    for _ in range(4):
+        for real in reals:
+            with contextlib.suppress(BlockingIOError):
+                real.send(block)
+    until(lambda: {flow.idle_ms > 100 for flow in worker.flows()} == {True}, 20, "all flows are stuck")
+    assert all(flow.bytes_out > 0 for flow in worker.flows())
+    assert memory_kb(worker) - before < (16 << 10) + 160 * 32 + 4096
+    for real in reals:
+        reset(real)
