@@ -34,7 +34,7 @@ static int begin(struct flow *flow)
 	return watch(fd, flow, TAG_SERVER, FLOW_EVENTS) ? 0 : ENOSPC;
 }
 
-/* False when there is no memory to remember it: the flow then counts it as a try, but may meet the server again. */
+/* False when there is no memory to remember it. */
 static bool remember(struct flow *flow, uint32_t server)
 {
 	struct tried *tried = flow->tried;
@@ -57,12 +57,13 @@ static bool remember(struct flow *flow, uint32_t server)
 static bool book_failure(struct flow *flow)
 {
 	struct server *server = flow->server;
+	bool remembered;
 
 	count(&server->row->connect_failures, 1);
 	count32(&server->row->consecutive_failures, 1);
-	remember(flow, server->spec.id);
+	remembered = remember(flow, server->spec.id); /* else the same server could be tried again, without a pause */
 	flow_drop_server(flow, false);
-	return flow->tries <= flow->service->spec.retries;
+	return remembered && flow->tries <= flow->service->spec.retries;
 }
 
 /* Nobody is left in this round. */

@@ -78,11 +78,14 @@ def test_the_servers_half_close_passes_and_the_client_may_go_on(worker: Worker, 
     worker.settled()
 
 
-def test_data_and_end_sent_at_once_before_the_server_answered(worker: Worker, server: Server) -> None:
+def test_data_and_end_that_arrive_together(worker: Worker, server: Server) -> None:
+    """One event tells of the connection, the data and the FIN."""
     where = worker.simple([server])
+    os.kill(worker.process.pid, signal.SIGSTOP)
     client = worker.dial(where)
     client.sendall(b"all of it")
     client.shutdown(socket.SHUT_WR)
+    os.kill(worker.process.pid, signal.SIGCONT)
     real = server.accept()
     assert read_all(real) == b"all of it"
     real.sendall(b"thanks")
