@@ -190,12 +190,10 @@ class _Checks:
         draft, tree = self._draft, self._tree
         if not tree.named["services"]:
             self._found.warn(Place(0, 1, 1), "services", "no services: nothing is served")
-        # A service that did not pass the schema may be the one that uses a pool.
-        if len(draft.services) == len(tree.named["services"]):
-            used = {service.pool for service in draft.services.values()}
-            for name in draft.pools:
-                if name not in used:
-                    self._warn(("pools", name), "no service uses this pool; it is not probed", key=True)
+        used = {service.pool for service in draft.services.values()}
+        for name in draft.pools:
+            if name not in used:
+                self._warn(("pools", name), "no service uses this pool; it is not probed", key=True)
         if len(draft.services) > MAX_SERVICES:
             self._error(
                 ("services", next(iter(draft.services))), f"{len(draft.services)} services; at most {MAX_SERVICES}"

@@ -50,6 +50,7 @@ def test_overlaps_within_a_service_and_past_narrower_neighbours() -> None:
     [
         ("192.0.2.9:80", "192.0.2.9:81"),
         ("192.0.2.9:80", "192.0.2.8:80"),
+        ("192.0.2.9:50-60", "192.0.2.9:10-20"),
         ("0.0.0.0:80", "192.0.2.9:80"),
         ("0.0.0.0:80", '"[::]:80"'),
     ],
@@ -71,6 +72,8 @@ def test_a_server_twice_in_a_pool() -> None:
     )
     text = "pools: {p: {servers: [{address: 192.0.2.1:80, name: a}, {address: 192.0.2.2:80, name: §a}]}}" + SERVICE
     assert_problem(text, "pools.p.servers[1].name", "`a` is in this pool already, at fairlead.yaml:1:53")
+    text = "pools: {p: {servers: [{address: 192.0.2.1:80, name: a}, {address: §192.0.2.1:80, name: b}]}}" + SERVICE
+    assert_problem(text, "pools.p.servers[1].address", "`192.0.2.1:80` is in this pool already")
     loaded("pools: {p: {servers: [192.0.2.1:80]}, q: {servers: [192.0.2.1:80]}}" + SERVICE)
 
 
@@ -107,6 +110,11 @@ def test_forwarding_that_cannot_reach_a_server(keys: str, server: str, said: str
     found = [p for p in problems(text) if "not supported yet" not in p.message]
     assert [(p.path, p.line, p.column) for p in found] == [("services.s.pool", 1, 44)]
     assert said in found[0].message
+
+
+def test_one_port_of_several_is_enough_to_be_unreachable() -> None:
+    text = "services: {s: {listen: [192.0.2.9:80, 192.0.2.9:81], pool: p, forwarding: dsr}}" + POOL
+    assert sum("another port" in p.message for p in problems(text)) == 1
 
 
 def test_a_proxy_bridges_families() -> None:
@@ -200,6 +208,19 @@ def test_warnings(text: str, path: str, said: str) -> None:
     found = loaded(clean).warnings
     assert [(p.line, p.column, p.path) for p in found] == [(*places[0], path)]
     assert said in found[0].message
+
+
+def test_a_timeout_as_long_as_the_interval_is_no_warning() -> None:
+    text = "pools: {p: {servers: [192.0.2.1:80], quorum: 1, health: {type: tcp, interval: 1s, timeout: 1s}}}" + SERVICE
+    assert loaded(text).warnings == ()
+
+
+def test_more_than_a_worker_can_hold() -> None:
+    many = "pools: {p: {servers: &s [" + ", ".join(f"10.0.{n >> 8}.{n & 255}:80" for n in range(10_000)) + "]}, "
+    many += ", ".join(f"p{n}: {{servers: *s}}" for n in range(13)) + "}"
+    assert [p.message for p in problems(many + SERVICE)] == ["140000 servers in all pools; at most 131071"]
+    some = ", ".join(f"s{n}: {{listen: 10.1.{n >> 8}.{n & 255}:80, pool: p}}" for n in range(16_384))
+    assert [p.message for p in problems(f"services: {{{some}}}" + POOL)] == ["16384 services; at most 16383"]
 
 
 def test_a_configuration_without_services_is_odd_but_allowed() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.config import Source, load
+from fairlead.config.forms import parse_listen
 from fairlead.errors import ConfigError
 from fairlead.model.net import Endpoint, Listen
 from fairlead.model.pool import (
@@ -234,6 +235,17 @@ def test_words_that_yaml_would_turn_into_something_else_stay_words() -> None:
     assert list(read.services) == ["no"]
     assert read.services["no"].pool == "0777"
     assert read.pools["0777"].servers[0].name == "on"
+
+
+def test_only_a_bare_null_is_nothing() -> None:
+    read = configuration(
+        'services: {s: {listen: 192.0.2.9:80, pool: "null"}}\npools: {null: {servers: [192.0.2.1:80]}}'
+    )
+    assert read.services["s"].pool == "null"
+
+
+def test_every_port() -> None:
+    assert parse_listen("192.0.2.9:*") == Listen(IPv4Address("192.0.2.9"), 1, 65535)
 
 
 def test_files_merge_by_name() -> None:

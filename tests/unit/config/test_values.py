@@ -116,6 +116,7 @@ POOL_ROWS = [
     ("health: {type: tcp, timeout: §0ms}", "health.timeout", "out of range"),
     ("health: {type: tcp, rise: §0}", "health.rise", "1 to 100"),
     ("health: {type: tcp, jitter: §0.1}", "health.jitter", "percentage"),
+    ("health: {type: tcp, jitter: §101%}", "health.jitter", "percentage"),
     ("health: {type: tcp, port: §0}", "health.port", "1 to 65535"),
     ("health: {type: tcp, source: §eth0}", "health.source", "is not an IP address"),
     ("health: [tcp, {type: http, path: §x}]", "health[1].path", "begins with /"),
