@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from fairlead.config.checks import check
+from fairlead.config.findings import Findings
+from fairlead.config.reader import read
+from fairlead.config.tree import merge
+from fairlead.config.validate import validate
 from support.configs import POOL, SERVICE, assert_problem, loaded, marked, problems
 
 
@@ -110,6 +115,20 @@ def test_forwarding_that_cannot_reach_a_server(keys: str, server: str, said: str
     found = [p for p in problems(text) if "not supported yet" not in p.message]
     assert [(p.path, p.line, p.column) for p in found] == [("services.s.pool", 1, 44)]
     assert said in found[0].message
+
+
+def test_keys_without_effect_outside_of_a_proxy() -> None:
+    text = "services: {s: {listen: 192.0.2.9:80, pool: p, forwarding: nat, §retries: 1}}" + POOL
+    clean, places = marked(text)
+    found = Findings(["f"])
+    root = read(0, clean, {}, found)
+    assert root is not None
+    tree = merge({0: root}, found)
+    check(validate(tree, found), tree, found)
+    assert found.errors() == ()
+    assert [(p.line, p.column, p.message) for p in found.warnings()] == [
+        (*places[0], "has no effect with `forwarding: nat`")
+    ]
 
 
 def test_one_port_of_several_is_enough_to_be_unreachable() -> None:

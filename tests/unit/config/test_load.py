@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
@@ -272,6 +273,26 @@ def test_problems_of_several_files_come_in_the_order_of_the_files() -> None:
     with pytest.raises(ConfigError) as caught:
         load([Source("z", bad % b"a"), Source("a", b"services: ["), Source("m", bad % b"b")], {})
     assert [p.file for p in caught.value.problems] == ["z", "a", "m"]
+
+
+def test_names_are_not_looked_up_while_a_file_cannot_be_read() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([Source("fairlead.yaml", SERVICE.encode()), Source("conf.d/pools.yaml", b"pools: {p: [")], {})
+    assert [p.file for p in caught.value.problems] == ["conf.d/pools.yaml"]
+
+
+@pytest.mark.serial
+def test_a_thousand_services_of_ten_servers_load_in_a_second() -> None:
+    lines = ["services:"]
+    lines += [f"  s{n}: {{listen: 10.0.{n >> 8}.{n & 255}:80, pool: p{n}}}" for n in range(1000)]
+    lines += ["pools:"]
+    for n in range(1000):
+        servers = ", ".join(f"{{address: 10.{s + 1}.{n >> 8}.{n & 255}:80, weight: {s}}}" for s in range(10))
+        lines += [f"  p{n}:", f"    servers: [{servers}]", "    health: {type: http, path: /healthz, interval: 1s}"]
+    started = time.process_time()
+    read = configuration("\n".join(lines))
+    assert time.process_time() - started < 1
+    assert len(read.services) == len(read.pools) == 1000
 
 
 def test_the_digest_is_what_sha256sum_prints() -> None:
