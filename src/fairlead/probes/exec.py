@@ -105,21 +105,18 @@ class _Program:
         self._process.wait()
 
     def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            data = os.read(self._reader, 65536)
-            self.output += data[: OUTPUT_LIMIT_BYTES - len(self.output)]
-            if not data:
-                self._loop.remove_reader(self._reader)
+        data = os.read(self._reader, 65536)
+        self.output += data[: OUTPUT_LIMIT_BYTES - len(self.output)]
+        if not data:
+            self._loop.remove_reader(self._reader)
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose reading end does not block."""
+    """Reading and writing end."""
     try:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+        return os.pipe2(os.O_CLOEXEC)
     except OSError as error:
         raise ProbeFailed(DownReason.LOCAL_ERROR, f"this node: no pipe: {error.strerror}") from error
-    os.set_blocking(reader, False)
-    return reader, writer
 
 
 def _signal_name(number: int) -> str:

@@ -111,13 +111,34 @@ async def test_endless_output_neither_blocks_the_program_nor_fills_memory() -> N
     assert result.detail == f"exit status 7: {'x' * 77}..."
 
 
-async def test_a_program_that_closes_its_output_may_go_on() -> None:
+async def test_a_program_that_closes_its_output_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the event loop does not spin on the end of the pipe meanwhile."""
+    reads: list[int] = []
+
+    def read(fd: int, size: int) -> bytes:
+        reads.append(fd)
+        return os_read(fd, size)
+
+    os_read = os.read
+    monkeypatch.setattr("fairlead.probes.exec.os.read", read)
     result = await run("sh", "-c", "echo early; exec >&- 2>&-; sleep 0.1")
     assert (result.passed, result.detail) == (True, "early")
+    assert len(reads) <= 5  # subprocess reads too
 
 
-async def test_it_runs_in_a_session_of_its_own_without_input() -> None:
-    result = await run("sh", "-c", "cat; ps -o sid= -p $$ | tr -d ' \\n'; echo -$$")
+async def test_it_runs_in_a_session_of_its_own() -> None:
+    result = await run("sh", "-c", "ps -o sid= -p $$ | tr -d ' \\n'; echo -$$")
     session, _, pid = result.detail.partition("-")
     assert session == pid
     assert int(session) != os.getsid(0)
+
+
+async def test_it_does_not_share_the_daemons_input() -> None:
+    saved, (reader, writer) = os.dup(0), os.pipe()
+    try:
+        os.dup2(reader, 0)
+        assert (await run("sh", "-c", "cat; echo nothing to read")).detail == "nothing to read"
+    finally:
+        os.dup2(saved, 0)
+        for fd in (saved, reader, writer):
+            os.close(fd)

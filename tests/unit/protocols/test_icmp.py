@@ -14,6 +14,11 @@ def test_an_ipv4_request_carries_its_checksum() -> None:
     assert echo_request(4, 0x1234, b"abc") == bytes.fromhex("0800 2168 1234 0001 616263")
 
 
+def test_a_checksum_whose_carry_carries_again() -> None:
+    """0800 + f7fe + 0001 + ffff + 0001 = 1ffff; folded, 10000; folded again, 0001."""
+    assert echo_request(4, 0xF7FE, b"\xff\xff\0\1") == bytes.fromhex("0800 fffe f7fe 0001 ffff 0001")
+
+
 def test_an_ipv6_request_leaves_its_checksum_to_the_kernel() -> None:
     assert echo_request(6, 0x1234, b"abc") == bytes.fromhex("8000 0000 1234 0001 616263")
 
