@@ -11,7 +11,11 @@
  */
 struct server *schedule(struct flow *flow, enum reason *why);
 
-/* Hash of a flow, or of its source alone; the message is laid out as in ARCHITECTURE.md, the same in every data plane. */
+/*
+ * SipHash-1-3 of a flow, or of its source alone, under the service's seed: the same in every data plane, so that
+ * nodes agree. A flow is client address, VIP, client port, VIP port (network order), protocol, three zero bytes:
+ * 16 bytes for IPv4, 40 for IPv6. A source is its address, and four zero bytes for IPv4.
+ */
 uint64_t flow_hash(const struct flow *flow);
 uint64_t source_hash(const struct flow *flow);
 

@@ -153,6 +153,16 @@ def test_persistence_ends_after_its_time(worker: Worker, servers: list[Server]) 
     assert time.monotonic() - begin >= 0.3
 
 
+def test_the_time_of_persistence_starts_again_when_a_flow_ends(worker: Worker, servers: list[Server]) -> None:
+    where = worker.simple(servers, scheduler=Scheduler.RR, persist_ms=400)
+    client, real = worker.pair(where, servers[0])
+    until(lambda: worker.flows()[0].age_ms > 450, 5, "the flow outlives the time")
+    client.close()
+    real.close()
+    worker.settled()
+    assert served_by(worker, where) == 1
+
+
 def test_persistence_is_shared_by_all_workers(start: Callable[..., Worker], servers: list[Server]) -> None:
     first = start(slot=0)
     second = start(slot=1, memory=first.memory)
@@ -246,22 +256,21 @@ def test_a_server_marked_reset_loses_its_flows_now_and_later(worker: Worker, ser
 
 
 def test_a_flow_that_still_connects_to_a_server_marked_reset_goes_elsewhere(worker: Worker, server: Server) -> None:
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(Server(backlog=0))
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(full.where)
+    """That costs it none of its retries."""
+    with Server(backlog=0) as full, Server() as refusing, socket.socket() as filler:
+        filler.connect(full.where)
         worker.server(1, full.where)
-        worker.server(2, server.where)
-        worker.table(1, [1, 2])
-        worker.service(scheduler=Scheduler.RR, retries=0)
+        worker.server(2, refusing.where)
+        worker.server(3, server.where)
+        refusing.close()
+        worker.table(1, [1, 2, 3])
+        worker.service(scheduler=Scheduler.RR, retries=1)
         client = worker.dial(worker.listen())
         client.sendall(b"x")
         until(worker.flows, 5, "the flow connects")
         worker.server(1, full.where, reset=True)
         assert server.accept().recv(1) == b"x"
+        assert worker.memory.server(2)["connect_failures"] == 1
         assert worker.rejected(RejectReason.SERVER_RESET) == 0
 
 
