@@ -143,15 +143,13 @@ async def test_silence_is_a_loss_but_slow_progress_is_not(runtime: Path) -> None
 
 
 async def test_an_idle_connection_is_not_silent(runtime: Path) -> None:
-    async with meeting(runtime, timeout_s=0.1) as (peer, control):
-        asked = control.submit(Message(abi.Type.DUMP))
-        peer.done(peer.take()[1])
-        await asked
-        await asyncio.sleep(0.3)
-        asked = control.submit(Message(abi.Type.DUMP))
-        await asyncio.sleep(0.05)
-        peer.done(peer.take()[1])
-        await asked
+    async with meeting(runtime, timeout_s=0.4) as (peer, control):
+        for pause_s in (0.0, 0.3, 0.6):
+            await asyncio.sleep(pause_s)
+            asked = control.submit(Message(abi.Type.DUMP))
+            await asyncio.sleep(0.2)
+            peer.done(peer.take()[1])
+            await asked
 
 
 async def test_a_cancelled_request_closes_the_descriptors_of_its_answer(runtime: Path) -> None:

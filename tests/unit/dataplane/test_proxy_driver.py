@@ -16,11 +16,13 @@ import pytest
 
 from fairlead.dataplane.base import FlowFilter
 from fairlead.dataplane.proxy import abi, fleet
+from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError
 from fairlead.model.reasons import RejectReason
 from fairlead.model.state import Plan, PutServer
 from fairlead.policy.plan import plan
 from support.models import listener, server_spec
+from support.processes import free_port
 from support.proxy import bring, kill, lab, one_service, pids, until
 
 # Death
@@ -131,6 +133,25 @@ async def test_a_slot_that_keeps_dying_backs_off_and_gets_no_connections(
         assert not plan(state, await plane.observe())
 
 
+async def test_only_deaths_in_a_row_make_a_slot_wait(
+    runtime: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "BACK_OFF_S", (0.0, 0.0, 3600.0))
+    monkeypatch.setattr(fleet, "STEADY_S", -1.0)
+    async with lab(runtime, program) as made:
+        plane = await made.plane(2)
+        for death in range(1, 5):  # a worker that lived long enough
+            await kill(plane, 0)
+            await until(lambda: made.changes == death, 10, "it is replaced at once")  # noqa: B023
+        monkeypatch.setattr(fleet, "STEADY_S", 3600.0)
+        for death in (5, 6):
+            await kill(plane, 0)
+            await until(lambda: made.changes == death or made.kinds().count("worker_died") > 5, 10, "it is replaced")  # noqa: B023
+        await asyncio.sleep(0.2)
+        assert made.changes == 5
+        assert len(await pids(plane)) == 1
+
+
 async def test_without_any_worker_the_error_says_why(
     runtime: Path, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +172,25 @@ async def test_a_worker_that_cannot_be_started_is_a_clear_error(runtime: Path, p
     async with lab(runtime, Path(path)) as made:
         with pytest.raises(DataPlaneError, match=message):
             await made.plane(1)
+
+
+async def test_if_one_worker_cannot_be_started_the_others_do_not_stay(
+    runtime: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lab(runtime, program) as made:
+        plane = await made.plane(2, start=False)
+        start = plane._fleet.start
+
+        async def second_fails(slot: int) -> Worker:
+            if slot:
+                raise DataPlaneError("no room")
+            return await start(slot)
+
+        monkeypatch.setattr(plane._fleet, "start", second_fails)
+        with pytest.raises(DataPlaneError, match="no room"):
+            await plane.start()
+        assert plane._fleet.all() == []
+        assert not (runtime / "worker-0.sock").exists()
 
 
 # The agent's own end
@@ -188,9 +228,9 @@ async def test_a_new_agent_adopts_workers_and_connections(runtime: Path, program
 async def test_neighbouring_ports_survive_adoption_one_by_one(runtime: Path, program: Path) -> None:
     async with lab(runtime, program) as made:
         server = await made.server()
-        state, at = one_service(server)
-        port = int(at.rpartition(":")[2])
-        two = replace(state, listeners=state.listeners | {listener("web", f"127.0.0.1:{port + 1}")})
+        port = free_port()
+        state, at = one_service(server, at=f"127.0.0.8:{port}")
+        two = replace(state, listeners=state.listeners | {listener("web", f"127.0.0.8:{port + 1}")})
         plane = await made.plane(1)
         await bring(plane, two)
         await plane.detach()
@@ -203,7 +243,7 @@ async def test_neighbouring_ports_survive_adoption_one_by_one(runtime: Path, pro
         assert await waiting.say() == server
         await bring(heir, state)
         with pytest.raises(ConnectionRefusedError):
-            await made.client(f"127.0.0.1:{port + 1}")
+            await made.client(f"127.0.0.8:{port + 1}")
         assert await made.ask(at) == server
 
 

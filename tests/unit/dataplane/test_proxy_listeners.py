@@ -14,15 +14,21 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.proxy import listeners
+from fairlead.dataplane.proxy.driver import ProxyDataPlane
 from fairlead.dataplane.proxy.listeners import Sockets
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint, Listen, Protocol
 from fairlead.model.state import CloseListener, ForwardingState, Listener, OpenListener, Plan, PutService, ServiceMode
 from fairlead.policy.plan import plan
-from support.models import listener, service_spec
+from support.models import endpoint, listener, service_spec
 from support.processes import free_port
 from support.proxy import Lab, bring, lab, one_service, pids
 from support.servers import descriptors
+
+
+def inode(plane: ProxyDataPlane, at: str) -> int:
+    """Which socket listens there for the first worker."""
+    return os.fstat(plane._sockets.fileno(endpoint(at), 0)).st_ino
 
 
 async def refusal(made: Lab, wanted: Listener) -> str:
@@ -153,7 +159,9 @@ async def test_a_port_that_changes_its_service_keeps_its_queue(runtime: Path, pr
         os.kill(pid, signal.SIGSTOP)
         waiting = [await made.client(at) for _ in range(5)]
         os.kill(pid, signal.SIGCONT)
+        sock = inode(plane, at)
         await bring(plane, moved)
+        assert inode(plane, at) == sock
         assert {await client.say() for client in waiting} <= {first, second}
         assert await made.ask(at) == second
 
@@ -170,7 +178,9 @@ async def test_a_longer_range_keeps_the_ports_in_common(runtime: Path, program: 
         os.kill(pid, signal.SIGSTOP)
         waiting = await made.client(f"127.0.0.9:{first + 2}")
         os.kill(pid, signal.SIGCONT)
+        sock = inode(plane, f"127.0.0.9:{first + 2}")
         await bring(plane, longer)
+        assert inode(plane, f"127.0.0.9:{first + 2}") == sock
         assert await waiting.say() == server
         for port in range(first + 1, first + 5):
             assert await made.ask(f"127.0.0.9:{port}") == server

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,24 @@ async def test_slots_that_changed_in_all_workers_are_seen_too(runtime: Path, pro
         assert plan(state, await plane.observe()).ops == (PutTable(digest, spec),)
 
 
+async def test_a_table_that_is_put_again_is_trusted_anew(runtime: Path, program: Path) -> None:
+    async with lab(runtime, program) as made:
+        one, two = await made.server(), await made.server()
+        plane = await made.plane(1)
+        state, _ = one_service(one, two)
+        await plane.apply(plan(state, await plane.observe()))
+        [(digest, spec)] = state.tables.items()
+        assert spec is not None
+        wrong = tables.build(spec)
+        wrong[0] = 1 - wrong[0]
+        ids = [number(plane, member.key) for member in spec.members]
+        table = plane._registry.table_ids.get(digest) or 0
+        await tell(plane, 0, abi.Type.TABLE_PUT, codec.encode_table(table, digest, spec, wrong, ids))
+        await plane.observe()
+        await plane.apply(Plan((PutTable(digest, spec),)))
+        assert not plan(state, await plane.observe())
+
+
 async def test_what_one_worker_holds_alone_goes_when_nobody_asks_for_it(runtime: Path, program: Path) -> None:
     async with lab(runtime, program) as made:
         server = await made.server()
@@ -187,6 +206,34 @@ async def test_what_the_worker_cannot_do_is_said(
             await plane.apply(Plan((put,)))
         assert raised.value.op == put
         assert not (await plane.observe()).services
+
+
+async def test_what_could_not_be_encoded_leaves_no_trace(runtime: Path, program: Path) -> None:
+    async with lab(runtime, program) as made:
+        plane = await made.plane(1)
+        for op in (PutServer(server_spec("k" * 192)), PutService(service_spec("n" * 64))):
+            with pytest.raises(DataPlaneError, match="at most"):
+                await plane.apply(Plan((op,)))
+        counters = await plane.counters()
+        assert not counters.servers
+        assert not counters.services
+
+
+async def test_a_table_that_goes_while_a_plan_is_prepared_is_a_refusal(runtime: Path, program: Path) -> None:
+    async with lab(runtime, program) as made:
+        plane = await made.plane(1)
+        state, _ = one_service("127.0.0.1:1")
+        await bring(plane, replace(state, services={}, listeners=frozenset()))
+        [(digest, spec)] = state.tables.items()
+        assert spec is not None
+        put = PutTable(digest, spec)
+        async with plane._lock:  # the other one is past filling its tables, which was not needed
+            other = asyncio.create_task(plane.apply(Plan((put,))))
+            await asyncio.sleep(0.05)
+            plane._registry.forget_table(digest)
+        with pytest.raises(DataPlaneError, match="plan again") as raised:
+            await other
+        assert raised.value.op == put
 
 
 async def test_200_changes_leave_no_descriptor_behind(runtime: Path, program: Path) -> None:

@@ -7,6 +7,7 @@ so a worker that starts at any moment can be fed from the registry.
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from fairlead.dataplane.proxy import abi, codec
 from fairlead.dataplane.proxy.control import Message
 from fairlead.dataplane.proxy.listeners import MAX_RANGE, Sockets, endpoints
 from fairlead.dataplane.proxy.observe import Stray
-from fairlead.dataplane.proxy.registry import Registry, Service, Table
-from fairlead.errors import DataPlaneError
+from fairlead.dataplane.proxy.registry import Ids, Registry, Service, Table
+from fairlead.errors import DataPlaneError, FairleadError
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.state import (
     CloseListener,
@@ -80,25 +81,29 @@ class Changes:
         slots_in_use: Callable[[], tuple[int, ...]],
         recycled: Callable[[str, int], None],
     ) -> None:
-        self.slots: dict[str, array[int]] = {}  # filled tables that wait to be sent
+        self._slots: dict[str, array[int]] = {}  # filled tables of the present plan
         self._registry = registry
         self._sockets = sockets
         self._slots_in_use = slots_in_use
         self._recycled = recycled
         self._asked: set[_Name] = set()
-        self._opening: dict[Endpoint, str] = {}
+        self._opening: set[Endpoint] = set()
 
-    def has_slots(self, digest: str) -> bool:
+    def is_filled(self, digest: str) -> bool:
         """Whether the table need not be filled again."""
         known = self._registry.tables.get(digest)
-        return digest in self.slots or (known is not None and known.body is not None)
+        return known is not None and known.body is not None
 
-    def begin(self, plan: Plan) -> None:
-        """Look ahead: what a plan closes only to open it again keeps its sockets, and the clients in their queues."""
+    def begin(self, plan: Plan, slots: dict[str, array[int]]) -> None:
+        """Look ahead: what a plan closes only to open it again keeps its sockets, and the clients in their queues.
+
+        ``slots`` are those of the plan's tables that were not filled before.
+        """
+        self._slots = slots
         for op in plan.ops:
             match op:
                 case OpenListener(listener):
-                    self._opening.update(dict.fromkeys(endpoints(listener.listen), listener.service))
+                    self._opening.update(endpoints(listener.listen))
                     self._asked.add((abi.Type.LISTEN_PUT, listener.service))
                 case PutServer(spec):
                     self._asked.add((abi.Type.SERVER_PUT, spec.key))
@@ -109,7 +114,7 @@ class Changes:
 
     def end(self) -> None:
         """The plan is done, or cut."""
-        self.slots.clear()
+        self._slots = {}
         self._opening.clear()
         self._sockets.release_unless(self._registry.ports)
 
@@ -184,6 +189,11 @@ class Changes:
                 else:
                     yield self._listen(endpoint, name, slot)
 
+    def refused(self, message: Message, slot: int) -> None:
+        """A new worker refused one of the messages of ``everything``."""
+        if message.type is abi.Type.LISTEN_PUT:
+            self._refused([codec.decode_listen(bytes(abi.HEADER.size) + message.body).endpoint], slot)
+
     def _name(self, stray: Stray) -> str:
         ids = {
             abi.Type.SERVER_PUT: self._registry.server_ids,
@@ -192,16 +202,14 @@ class Changes:
         return ids.get(stray.kind, self._registry.service_ids).name(stray.id)
 
     def _put_server(self, spec: ServerSpec, what: str) -> Change:
-        ids = self._registry.server_ids
-        number = ids.claim(spec.key, lambda n: self._recycled("server", n))
-        message = Message(abi.Type.SERVER_PUT, codec.encode_server(number, spec))
+        with _claimed(self._registry.server_ids, spec.key, lambda n: self._recycled("server", n)) as number:
+            message = Message(abi.Type.SERVER_PUT, codec.encode_server(number, spec))
         self._registry.servers[spec.key] = spec
         return Change(what, lambda _: [message])
 
     def _delete_server(self, key: str, what: str) -> Change:
-        users = [digest for digest, table in self._registry.tables.items() if _names(table.spec, key)]
-        if users:
-            raise DataPlaneError(f"{what}: table {users[0][:8]} names it")
+        if count := self._registry.named[key]:
+            raise DataPlaneError(f"{what}: {count} table(s) name it")
         finish = lambda: self._registry.forget_server(key)  # noqa: E731
         return self._delete(what, abi.Type.SERVER_DEL, self._registry.server_ids.get(key), finish)
 
@@ -210,12 +218,15 @@ class Changes:
         known = registry.tables.get(digest)
         body = known.body if known else None
         if body is None:
+            if (slots := self._slots.get(digest)) is None:
+                raise DataPlaneError(f"{what}: it was deleted while the plan was prepared; plan again")
             ids = [(member.key, registry.server_ids.get(member.key)) for member in spec.members]
             if missing := [key for key, number in ids if number is None]:
                 raise DataPlaneError(f"{what}: there is no server {missing[0]}")
             members = [number for _, number in ids if number is not None]
-            body = codec.encode_table(registry.table_ids.claim(digest), digest, spec, self.slots[digest], members)
-        registry.tables[digest] = Table(spec, body)
+            with _claimed(registry.table_ids, digest) as number:
+                body = codec.encode_table(number, digest, spec, slots, members)
+        registry.put_table(digest, Table(spec, body))
         registry.contents.pop(digest, None)
         message = Message(abi.Type.TABLE_PUT, body)
         return Change(what, lambda _: [message])
@@ -235,8 +246,8 @@ class Changes:
             raise DataPlaneError(f"{what}: there is no table {spec.table[:8]}")
         if spec.protocol is not Protocol.TCP:
             raise DataPlaneError(f"{what}: the proxy data plane does not carry {spec.protocol} yet")
-        registry.service_ids.claim(spec.name, lambda n: self._recycled("service", n))
-        body = self._service_body(spec)
+        with _claimed(registry.service_ids, spec.name, lambda n: self._recycled("service", n)):
+            body = self._service_body(spec)
         dumped = codec.decode_service(bytes(abi.HEADER.size) + body).spec
         registry.services[spec.name] = Service(spec, dumped)
         return Change(what, lambda _: [Message(abi.Type.SERVICE_PUT, body)])
@@ -293,9 +304,7 @@ class Changes:
         closing = [
             endpoint
             for endpoint in endpoints(listener.listen)
-            if registry.ports.get(endpoint) == listener.service
-            and endpoint not in others
-            and self._opening.get(endpoint) != listener.service
+            if registry.ports.get(endpoint) == listener.service and endpoint not in others
         ]
         number = registry.service_ids.get(listener.service)
         if number is None:
@@ -303,7 +312,7 @@ class Changes:
         messages = [Message(abi.Type.LISTEN_DEL, codec.encode_listen(number, endpoint)) for endpoint in closing]
         for endpoint in closing:
             registry.forget_port(endpoint)
-            # Before the workers close theirs: the last one to close must have accepted what was queued.
+            # Before the workers close theirs, which accept what is queued first: nothing can be queued behind that.
             if endpoint not in self._opening:
                 self._sockets.release(endpoint)
         return Change(what, lambda _: messages, deletes=True)
@@ -327,8 +336,17 @@ class Changes:
         return codec.encode_service(number, table or 0, spec)
 
 
-def _names(table: TableSpec | None, key: str) -> bool:
-    return table is not None and any(member.key == key for member in table.members)
+@contextlib.contextmanager
+def _claimed(ids: Ids, name: str, recycled: Callable[[int], None] | None = None) -> Iterator[int]:
+    """An id for ``name``, given back when encoding fails and it had none before."""
+    had = ids.get(name) is not None
+    number = ids.claim(name, recycled)
+    try:
+        yield number
+    except FairleadError:
+        if not had:
+            ids.release(name)
+        raise
 
 
 def adopted(service: ServiceSpec, digest: str | None) -> Service:

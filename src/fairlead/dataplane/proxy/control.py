@@ -122,6 +122,7 @@ class Control:
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self._lost is not None:
             future.set_exception(self._lost)
+            future.exception()  # some callers never look
             return future
         self._seq = self._seq % 0xFFFFFFFF + 1
         awaits_fds = message.type is abi.Type.HANDOVER

@@ -12,7 +12,7 @@ import errno
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from fairlead.dataplane.base import Counters, FlowFilter
@@ -20,7 +20,7 @@ from fairlead.dataplane.proxy import abi, codec, listeners, observe
 from fairlead.dataplane.proxy.adoption import adopt
 from fairlead.dataplane.proxy.changes import Change, Changes
 from fairlead.dataplane.proxy.control import Message, Reply, WorkerLost
-from fairlead.dataplane.proxy.fleet import Fleet, Hooks, cpus, descriptor_limit
+from fairlead.dataplane.proxy.fleet import QUIT_WAIT_S, Fleet, Hooks, cpus, descriptor_limit
 from fairlead.dataplane.proxy.listeners import Sockets
 from fairlead.dataplane.proxy.observe import Stray
 from fairlead.dataplane.proxy.registry import Registry
@@ -98,17 +98,25 @@ class ProxyDataPlane:
             self._fleet.use(self._memory)
             for slot in sorted(self._fleet.live)[self._count :]:
                 await self._drain_surplus(self._fleet.live[slot])
-            free = iter(tuple(self._fleet.free_slots()))
-            started = []
-            for _ in range(self._count - len(self._fleet.live)):
-                if (slot := next(free, -1)) < 0:
-                    raise DataPlaneError("too many workers still end their flows; try again when they have ended")
-                started.append(await self._fleet.start(slot))
-            for worker in started:
-                await self._feed_locked(worker)
+            await self._start_missing()
             for slot in set(self._memory.rows()) - {worker.slot for worker in self._fleet.sharing()}:
                 if self._memory.worker(slot).pid:  # it ended without giving its row back
                     await self._fleet.repair(slot)
+
+    async def _start_missing(self) -> None:
+        missing = self._count - len(self._fleet.live)
+        slots = list(islice(self._fleet.free_slots(), max(missing, 0)))
+        if len(slots) < missing:
+            raise DataPlaneError("too many workers still end their flows; try again when they have ended")
+        started: list[Worker] = []
+        try:
+            for slot in slots:
+                started.append(await self._fleet.start(slot))  # noqa: PERF401  # those that came up end if one does not
+            for worker in started:
+                await self._feed_locked(worker)
+        except (DataPlaneError, WorkerLost) as error:
+            await asyncio.gather(*(worker.quit(QUIT_WAIT_S) for worker in started))
+            raise DataPlaneError(str(error)) from error
 
     async def observe(self) -> ObservedState:
         """What all workers hold; what some of them hold beyond that, and nobody asked for again, is removed.
@@ -133,9 +141,9 @@ class ProxyDataPlane:
             DataPlaneError: With the first Op that failed.
         """
         await self._fleet.someone(SOME_WORKER_WAIT_S)
-        await self._build(plan)
+        slots = await self._build(plan)
         async with self._lock:
-            self._changes.begin(plan)
+            self._changes.begin(plan, slots)
             try:
                 for _, run in groupby(plan.ops, key=type):
                     await self._run(tuple(run))
@@ -149,7 +157,7 @@ class ProxyDataPlane:
         return Counters(
             servers={key: memory.server(number) for key, number in self._registry.server_ids.items()},
             services={name: memory.service(number) for name, number in self._registry.service_ids.items()},
-            workers=tuple(memory.worker_view(it.slot, it.pid) for it in self._fleet.sharing()),
+            workers=tuple(memory.worker_view(it.slot, it.pid, draining=it.draining) for it in self._fleet.sharing()),
         )
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
@@ -236,13 +244,16 @@ class ProxyDataPlane:
 
     # Changing
 
-    async def _build(self, plan: Plan) -> None:
+    async def _build(self, plan: Plan) -> dict[str, array[int]]:
+        """Fill the tables that no worker got so far, outside the lock: it takes a while."""
+        slots: dict[str, array[int]] = {}
         for op in plan.ops:
-            if isinstance(op, PutTable) and not self._changes.has_slots(op.digest):
+            if isinstance(op, PutTable) and not self._changes.is_filled(op.digest):
                 try:
-                    self._changes.slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
+                    slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
                 except FairleadError as error:
                     raise DataPlaneError(f"{describe(op)}: {error}", op) from error
+        return slots
 
     async def _run(self, ops: Sequence[Op]) -> None:
         """Ops of one kind, on all live workers at once."""
@@ -279,12 +290,17 @@ class ProxyDataPlane:
             raise DataPlaneError(f"no proxy worker answers; the last one: {self._fleet.last_death}")
         if self._seen is not None and self._seen[:2] == (self._registry.version, dumps) and not self._strays:
             return self._seen[2]
+        state, strays = await asyncio.to_thread(self._read, dumps)
+        await self._look_at(strays)
+        self._seen = (self._registry.version, dumps, state)
+        return state
+
+    def _read(self, dumps: dict[int, frozenset[bytes]]) -> tuple[ObservedState, frozenset[Stray]]:
+        """In a thread, for thousands of records take a tenth of a second; the lock keeps the registry as it is."""
         holdings = [observe.decode(slot, dump, self._cache) for slot, dump in dumps.items()]
         self._cache = {key: self._cache[key] for dump in dumps.values() for key in dump}
         state = observe.common(self._registry, holdings)
-        await self._look_at(observe.strays(self._registry, state, holdings))
-        self._seen = (self._registry.version, dumps, state)
-        return state
+        return state, observe.strays(self._registry, state, holdings)
 
     async def _dumps(self, live: Iterable[Worker]) -> dict[int, frozenset[bytes]]:
         asked = [(worker.slot, worker.control.submit(Message(abi.Type.DUMP))) for worker in live]
@@ -329,11 +345,13 @@ class ProxyDataPlane:
             WorkerLost: It ended meanwhile.
         """
         refused: list[str] = []
-        sent = [worker.control.submit(it) for it in self._changes.everything(worker.slot, refused.append)]
-        for future in sent:
+        messages = self._changes.everything(worker.slot, refused.append)
+        sent = [(message, worker.control.submit(message)) for message in messages]
+        for message, future in sent:
             done = (await future).done
             if done.error:
                 refused.append(done.message)
+                self._changes.refused(message, worker.slot)
         if refused:
             self._event("worker_refused", f"worker {worker.slot}", f"{len(refused)} of its settings: {refused[0]}")
         self._fleet.admit(worker)
@@ -350,7 +368,7 @@ class ProxyDataPlane:
     async def _retire_old(self) -> None:
         """Workers of another version stop accepting once the new ones accept."""
         self._sockets.release_spare()
-        for worker in self._fleet.old:
+        for worker in tuple(self._fleet.old):  # one without flows ends, and leaves the list, meanwhile
             if not worker.draining:
                 await worker.drain(UPGRADE_DRAIN_S)
                 self._event("worker_draining", f"worker {worker.slot}", "a new version took over its listeners")

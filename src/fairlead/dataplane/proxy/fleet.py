@@ -220,10 +220,13 @@ class Fleet:
             if deaths + 1 == GIVE_UP_DEATHS and self.live:
                 self._hooks.starving(slot)
             await asyncio.sleep(BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)])
+            worker: Worker | None = None
             try:
                 worker = await self.start(slot)
                 await self._hooks.feed(worker)
             except (DataPlaneError, WorkerLost, OSError) as error:
+                if worker is not None:
+                    await worker.quit(QUIT_WAIT_S)
                 self.last_death = str(error)
                 self._born.pop(slot, None)
                 self._hooks.event("worker_failed", f"worker {slot}", str(error))

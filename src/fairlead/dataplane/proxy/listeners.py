@@ -110,12 +110,12 @@ class Sockets:
 
     def _overlaps(self, endpoint: Endpoint) -> bool:
         """Whether a socket of our own would make the port look taken."""
-        return any(
-            own.port == endpoint.port
-            and own.address.version == endpoint.address.version
-            and (own.address == endpoint.address or own.address.is_unspecified or endpoint.address.is_unspecified)
-            for own in (*self._by_port, *(it for it, spare in self._spare.items() if spare))
-        )
+        address, port = endpoint.address, endpoint.port
+        if address.is_unspecified:
+            own = (*self._by_port, *self._spare)
+            return any(it.port == port and it.address.version == address.version for it in own)
+        near = (endpoint, Endpoint(type(address)(0), port))
+        return any(it in self._by_port or it in self._spare for it in near)
 
 
 def _bound(endpoint: Endpoint, *, shared: bool) -> socket.socket:

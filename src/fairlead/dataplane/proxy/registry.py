@@ -7,6 +7,7 @@ flows may still carry it; the position of that rotation outlives the agent in th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -114,6 +115,7 @@ class Registry:
         self.version = 0
         self.servers: dict[str, ServerSpec] = {}
         self.tables: dict[str, Table] = {}
+        self.named: Counter[str] = Counter()  # how many tables of a known recipe name a server
         self.contents: dict[str, int] = {}  # hash of each table's slots, as first reported
         self.services: dict[str, Service] = {}
         self.listeners: set[Listener] = set()
@@ -125,11 +127,20 @@ class Registry:
     def forget_server(self, key: str) -> None:
         """It is gone from all workers."""
         self.servers.pop(key, None)
+        self.named.pop(key, None)
         self.server_ids.release(key)
         self.version += 1
 
+    def put_table(self, digest: str, table: Table) -> None:
+        """It is there, or its recipe is known from now on."""
+        self._unname(digest)
+        self.tables[digest] = table
+        if table.spec is not None:
+            self.named.update(member.key for member in table.spec.members)
+
     def forget_table(self, digest: str) -> None:
         """It is gone from all workers."""
+        self._unname(digest)
         self.tables.pop(digest, None)
         self.contents.pop(digest, None)
         self.table_ids.release(digest)
@@ -140,6 +151,12 @@ class Registry:
         self.services.pop(name, None)
         self.service_ids.release(name)
         self.version += 1
+
+    def _unname(self, digest: str) -> None:
+        known = self.tables.get(digest)
+        if known is not None and known.spec is not None:
+            for member in known.spec.members:
+                self.named[member.key] -= 1
 
     def forget_port(self, endpoint: Endpoint) -> None:
         """No worker listens there any more."""

@@ -119,14 +119,14 @@ class SharedMemory:
         pid, accepting, active, used, limit, _, pauses, _ = _WORKER_HEAD.unpack(self._map, _row(slot))
         return WorkerHead(pid, bool(accepting), active, used, limit, pauses)
 
-    def worker_view(self, slot: int, pid: int) -> WorkerView:
+    def worker_view(self, slot: int, pid: int, *, draining: bool) -> WorkerView:
         """The head of row ``slot`` as shown to people."""
         head = self.worker(slot)
         return WorkerView(
             slot=slot,
             pid=pid,
             active=head.active,
-            accepting=head.accepting,
+            accepting=head.accepting and not draining,
             descriptors_used=head.descriptors_used,
             descriptors_limit=head.descriptors_limit,
             accept_pauses_total=head.accept_pauses,
