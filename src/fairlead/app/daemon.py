@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -40,6 +41,16 @@ Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 WORKER = Path(__file__).parent.parent / "_native" / "fairlead-worker"
+
+
+MOST_PROBES = 8192  # under way at once; each takes a descriptor
+
+
+def _raise_descriptor_limit() -> int:
+    """As many descriptors as the service manager allows; the agent holds one per listener and worker."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,7 @@ class _Run:
         )
         monitor = Monitor(
             probe,
+            concurrency=min(MOST_PROBES, _raise_descriptor_limit() // 2),
             clock=time.monotonic,
             wall_clock=time.time,
             random=random.random,

@@ -8,6 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
 from fairlead.config.findings import Findings, Place, shown
+from fairlead.config.forms import NAME
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Dns, Grpc, Monitor, Tcp, Udp
 from fairlead.config.schema.pool import Pool
@@ -33,6 +34,8 @@ class _Checks:
         self._found = found
 
     def run(self) -> None:
+        for name, entry in self._tree.named["services"].items():
+            self._named_pool(name, entry.value)
         for name, service in self._draft.services.items():
             self._service(name, service)
         for name, pool in self._draft.pools.items():
@@ -47,13 +50,17 @@ class _Checks:
     def _warn(self, loc: Loc, message: str, *, key: bool = False) -> None:
         self._found.warn(*self._tree.locate(loc, key=key), message)
 
+    def _named_pool(self, name: str, service: object) -> None:
+        """Does the pool exist? Looked up in what was written, so that another mistake in the service hides nothing."""
+        pools = self._tree.named["pools"]
+        wanted = service.get("pool") if isinstance(service, dict) else None
+        if isinstance(wanted, str) and NAME.fullmatch(wanted) and wanted not in pools:
+            hint = self._found.suggestion(wanted, pools) or "; define it under `pools:`"
+            self._error(("services", name, "pool"), f"there is no pool {shown(wanted)}{hint}")
+
     def _service(self, name: str, service: Service) -> None:
         loc = ("services", name)
-        pools = self._tree.named["pools"]
-        if service.pool not in pools:
-            hint = self._found.suggestion(service.pool, pools) or "; define it under `pools:`"
-            self._error((*loc, "pool"), f"there is no pool {shown(service.pool)}{hint}")
-        elif service.pool in self._draft.pools:
+        if service.pool in self._draft.pools:
             self._reach(loc, service, self._draft.pools[service.pool])
         self._forwarding(loc, service)
         for key in ("allow", "deny"):

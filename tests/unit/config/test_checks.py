@@ -22,6 +22,11 @@ def test_a_pool_that_does_not_exist() -> None:
     assert_problem("services: {s: {listen: 192.0.2.9:80, pool: §x}}", "services.s.pool", "define it under `pools:`")
 
 
+def test_a_pool_that_does_not_exist_is_told_beside_other_mistakes() -> None:
+    text = "services: {s: {listen: nowhere, pool: wbe}}\npools: {web: {servers: [192.0.2.1:80]}}"
+    assert [problem.path for problem in problems(text)] == ["services.s.listen", "services.s.pool"]
+
+
 def test_a_pool_that_exists_but_is_wrong_is_not_called_missing() -> None:
     assert_problem("pools: {p: {servers: [§x]}}" + SERVICE, "pools.p.servers[0]", "is not an IP address")
 
