@@ -252,7 +252,7 @@ struct fl_shm {
 	uint32_t magic;
 	uint32_t abi;
 	uint64_t size;
-	uint64_t reserved[6];
+	uint64_t reserved[6]; /* the agent's own notes, which outlive it; workers never look */
 	struct fl_shared_service service[FL_MAX_SERVICES];
 	struct fl_shared_server server[FL_MAX_SERVERS];
 	struct fl_source source[FL_SOURCES];
