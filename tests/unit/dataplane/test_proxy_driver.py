@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.proxy import abi, fleet
+from fairlead.dataplane.proxy import abi, fleet, workers
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError
 from fairlead.model.reasons import RejectReason
@@ -296,13 +296,32 @@ async def test_a_worker_that_died_while_no_agent_ran_is_replaced_and_its_row_rep
         old = await pids(plane)
         await plane.detach()
         os.kill(old[1], signal.SIGKILL)
-        os.waitpid(old[1], 0)  # noqa: ASYNC222  # at once, and the driver that would do it is gone
         heir = await made.plane(1)  # its row is nobody's now, but counted in the totals
         counters = await heir.counters()
         flows = (await heir.flows(FlowFilter(), None, 100)).flows
         assert counters.services["web"].active == len(flows)
         assert counters.services["web"].connections == 8
         assert [it.pid for it in counters.workers] == old[:1]
+        os.waitpid(old[1], os.WNOHANG)  # noqa: ASYNC222  # unreaped so far, as where process 1 reaps nobody
+
+
+async def test_a_worker_that_does_not_answer_a_new_agent_is_killed(runtime: Path, program: Path) -> None:
+    async with lab(runtime, program) as made:
+        server = await made.server()
+        state, at = one_service(server)
+        plane = await made.plane(2)
+        await bring(plane, state)
+        old = await pids(plane)
+        await plane.detach()
+        os.kill(old[1], signal.SIGSTOP)
+        heir = await made.plane(2, start=False)
+        heir._fleet.response_timeout_s = 0.3
+        await heir.start()
+        assert (await pids(heir))[0] == old[0]
+        assert workers.is_dead(old[1])
+        await bring(heir, state)
+        for _ in range(20):
+            assert await made.ask(at) == server
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,8 @@ class Fleet:
         self._newborn.add(worker)
         worker.watch(self.ended, self.changed)
         self._memory.use_row(slot)
+        if (former := self._memory.worker(slot).pid) and workers.is_dead(former):
+            self._memory.bury(slot)
         message = Message(abi.Type.ATTACH, codec.encode_attach(slot), (self._memory.fd,))
         try:
             reply = await worker.control.request(message)

@@ -20,6 +20,7 @@ from fairlead.model.views import WorkerView
 
 _NOTES = abi.SHM.offset("reserved")  # the agent's own: u64 each
 _ROWS_USED = 3  # note: bit N set when row N was ever used
+_DEAD = 0x7FFFFFFF  # no process has this id: above the kernel's PID_MAX_LIMIT
 _ROWS = abi.SHM.offset("worker")
 _ROW_SERVICES = abi.WORKER_ROW.offset("service")
 _ROW_SERVERS = abi.WORKER_ROW.offset("server")
@@ -28,6 +29,7 @@ _SHARED_SERVERS = abi.SHM.offset("server")
 _ACTIVE = abi.SHARED_SERVER  # one u32, first in both shared structs
 _HEAD = abi.Layout("head", magic="I", abi="I", size="Q")
 _NOTE = abi.Layout("note", value="Q")
+_PID = abi.Layout("pid", value="I")
 _COUNTS = abi.Layout("counts", values="4Q")
 _SERVICE_COUNTS = abi.Layout("service_counts", values="3Q", skip="8x", rejected=f"{abi.REASONS}Q")
 _WORKER_HEAD = abi.Layout(
@@ -118,6 +120,13 @@ class SharedMemory:
         """The head of row ``slot``."""
         pid, accepting, active, used, limit, _, pauses, _ = _WORKER_HEAD.unpack(self._map, _row(slot))
         return WorkerHead(pid, bool(accepting), active, used, limit, pauses)
+
+    def bury(self, slot: int) -> None:
+        """The process that had row ``slot`` is dead for certain: the next worker repairs the row.
+
+        Otherwise a worker takes a process of that id for its predecessor, also one that nobody reaped, or another.
+        """
+        self._map[_row(slot) : _row(slot) + 4] = _PID.pack(_DEAD)
 
     def worker_view(self, slot: int, pid: int, *, draining: bool) -> WorkerView:
         """The head of row ``slot`` as shown to people."""

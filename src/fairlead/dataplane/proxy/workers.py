@@ -160,7 +160,7 @@ async def find(directory: Path, timeout_s: float) -> list[Worker]:
         try:
             hello = await _hello(control)
         except WorkerLost:
-            _kill_listener(path)
+            await _kill_listener(path)
             path.unlink(missing_ok=True)
             continue
         found.append(Worker(hello.slot if hello.attached else int(name[1]), path, control, hello))
@@ -191,6 +191,15 @@ async def start(binary: Path, directory: Path, slot: int, timeout_s: float) -> W
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         raise
+
+
+def is_dead(pid: int) -> bool:
+    """Whether no process of that id runs; one that nobody reaped yet does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+    return stat.rpartition(b") ")[2][:1] in {b"Z", b"X"}
 
 
 def last_line(log: Path) -> str:
@@ -276,10 +285,15 @@ def _describe(status: int) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _kill_listener(path: Path) -> None:
-    """SIGKILL to the process that listens at ``path`` but does not answer."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+async def _kill_listener(path: Path) -> None:
+    """SIGKILL to the process that listens at ``path`` but does not answer, and wait for its end."""
+    with contextlib.suppress(OSError, TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        os.kill(int.from_bytes(credentials[:4], sys.byteorder), signal.SIGKILL)
+        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not is_dead(pid):  # noqa: ASYNC110  # a process that is not ours tells nobody
+                await asyncio.sleep(_END_WAIT_S / 10)
+        _reap(pid)
