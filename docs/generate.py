@@ -170,6 +170,7 @@ def _scrape() -> metrics.Scrape:
     health = HealthView(
         address="192.0.2.1:80", type="http", pools=("web",), verdict="up", streak=1, reason=None, detail="",
         since_at=0.0, last_probe_at=0.0, last_duration_s=0.0, probes_total=1, failures_total=0,
+        certificate_until_at=0.0,
     )  # fmt: skip
     worker = WorkerView(
         slot=0, pid=1, active=0, accepting=True, descriptors_used=0, descriptors_limit=1, accept_pauses_total=0

@@ -173,20 +173,25 @@ def _servers(servers: tuple[ServerView, ...]) -> Iterator[Metric]:
 
 
 def _probes(health: tuple[HealthView, ...]) -> Iterator[Metric]:
-    """Two monitors of one type at one address share their labels: sums, the worse verdict, the longer duration."""
+    """Two monitors of one type at one address share their labels: sums, and of two figures the worse one."""
     up: Samples = {}
     duration: Samples = {}
     total: Samples = {}
     failures: Samples = {}
+    until: Samples = {}
     for target in health:
         key = (target.address, target.type)
         up[key] = min(up.get(key, 1.0), float(target.verdict == "up"))
         if target.last_duration_s is not None:
             duration[key] = max(duration.get(key, 0.0), target.last_duration_s)
+        if target.certificate_until_at is not None:
+            until[key] = min(until.get(key, target.certificate_until_at), target.certificate_until_at)
         total[key] = total.get(key, 0.0) + target.probes_total
         failures[key] = failures.get(key, 0.0) + target.failures_total
     labels = ["address", "type"]
     yield _gauge("probe_up", "1 while the probes of a target say up.", labels, up)
     yield _gauge("probe_duration_seconds", "How long the last probe of a target took.", labels, duration)
+    text = "End of the certificate that a probe over TLS saw last, in seconds since the Unix epoch."
+    yield _gauge("probe_certificate_end_timestamp_seconds", text, labels, until)
     yield _counter("probes_total", "Probes that have finished.", labels, total)
     yield _counter("probe_failures_total", "Probes that have failed.", labels, failures)

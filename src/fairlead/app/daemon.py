@@ -31,7 +31,7 @@ from fairlead.engine.monitor import Monitor
 from fairlead.engine.notify import ServiceManager
 from fairlead.engine.store import Store
 from fairlead.errors import FairleadError
-from fairlead.model.health import ProbeTarget
+from fairlead.model.health import ProbeResult, ProbeTarget
 from fairlead.model.paths import runtime_directory
 from fairlead.policy import tables
 from fairlead.policy.health import Transition
@@ -115,6 +115,7 @@ class _Run:
             wall_clock=time.time,
             random=random.random,
             on_transition=self._health_changed,
+            on_result=self._probed,
         )
         store = Store(directory / "state.json", BOOT_ID.read_text().strip())
         parts = Parts(dataplane, monitor, self._events, store, daemon.read, time.monotonic, time.time)
@@ -129,6 +130,9 @@ class _Run:
 
     def _health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         self._agent.health_changed(target, pools, transition)
+
+    def _probed(self, target: ProbeTarget, result: ProbeResult) -> None:
+        self._agent.probed(target, result)
 
     async def run(self, beside: Beside | None) -> int:
         loop = asyncio.get_running_loop()

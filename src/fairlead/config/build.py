@@ -10,11 +10,21 @@ from ipaddress import IPv4Interface, IPv6Interface
 from fairlead.config.schema import pool as pools
 from fairlead.config.schema import service as services
 from fairlead.config.schema.document import Draft
-from fairlead.config.schema.health import Http, Https, Monitor, TlsMonitor
+from fairlead.config.schema.health import Dns, Exec, Grpc, Http, Https, Monitor, Rcode, Tls, Udp
 from fairlead.model.configuration import ApiSettings, Configuration
 from fairlead.model.net import Prefix, Protocol
-from fairlead.model.pool import HealthMonitor, HttpExpectation, MonitorType, Pool, TlsSettings
-from fairlead.model.service import Limits, Persistence, VirtualService
+from fairlead.model.pool import (
+    DnsExpectation,
+    ExecCommand,
+    GrpcExpectation,
+    HealthMonitor,
+    HttpExpectation,
+    MonitorType,
+    Pool,
+    TlsSettings,
+    UdpExpectation,
+)
+from fairlead.model.service import Limits, Persistence, ProxyHeader, VirtualService
 
 _IDLE_TIMEOUT_S = {Protocol.TCP: 350.0, Protocol.UDP: 60.0}
 
@@ -97,8 +107,13 @@ def _monitor(monitor: Monitor) -> HealthMonitor:
         port=values.get("port"),
         address=values["address"],
         source=values["source"],
+        send_proxy=values.get("send_proxy", ProxyHeader.NONE),
         http=_http(monitor) if isinstance(monitor, Http) else None,
-        tls=_tls(monitor) if isinstance(monitor, (TlsMonitor, Https)) else None,
+        tls=_tls(monitor),
+        udp=UdpExpectation(monitor.send, monitor.expect) if isinstance(monitor, Udp) else None,
+        dns=_dns(monitor) if isinstance(monitor, Dns) else None,
+        grpc=_grpc(monitor) if isinstance(monitor, Grpc) else None,
+        exec=ExecCommand(tuple(monitor.command)) if isinstance(monitor, Exec) else None,
     )
 
 
@@ -113,12 +128,31 @@ def _http(monitor: Http) -> HttpExpectation:
     )
 
 
-def _tls(monitor: TlsMonitor | Https) -> TlsSettings:
-    tls = monitor.tls
+def _dns(monitor: Dns) -> DnsExpectation:
+    numbers = {rcode: number for number, rcode in enumerate(Rcode)}
+    return DnsExpectation(monitor.query, monitor.record.value, tuple(numbers[rcode] for rcode in monitor.expect))
+
+
+def _grpc(monitor: Grpc) -> GrpcExpectation:
+    authority = monitor.tls.server_name if monitor.tls is not None else None
+    return GrpcExpectation(monitor.service or "", authority)
+
+
+def _tls(monitor: Monitor) -> TlsSettings | None:
+    tls: Tls | None = monitor.__dict__.get("tls")
+    if tls is None:
+        return None
     name = tls.server_name
     if name is None and isinstance(monitor, Https) and monitor.host is not None:
         name = _name_of_host(monitor.host)
-    return TlsSettings(verify=tls.verify, ca_file=tls.ca_file, server_name=name)
+    return TlsSettings(
+        verify=tls.verify,
+        ca_file=tls.ca_file,
+        server_name=name,
+        certificate=tls.certificate,
+        key=tls.certificate_key,
+        expiry_warning_s=tls.expiry_warning,
+    )
 
 
 def _name_of_host(host: str) -> str | None:

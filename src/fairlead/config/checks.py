@@ -10,7 +10,7 @@ from typing import Any
 from fairlead.config.findings import Findings, Place, shown
 from fairlead.config.forms import NAME
 from fairlead.config.schema.document import Draft
-from fairlead.config.schema.health import Dns, Grpc, Monitor, Tcp, Udp
+from fairlead.config.schema.health import Dns, Exec, Grpc, Monitor, Tcp, Tls, Udp
 from fairlead.config.schema.pool import Pool
 from fairlead.config.schema.service import PROXY_ONLY, Service
 from fairlead.config.tree import Loc, Tree
@@ -156,13 +156,36 @@ class _Checks:
     def _monitor(self, loc: Loc, monitor: Monitor, pool: Pool) -> None:
         if monitor.timeout > monitor.interval:
             self._warn((*loc, "timeout"), "is longer than `interval`; probes never overlap, so they come less often")
-        if not isinstance(monitor, (Tcp, Grpc, Udp, Dns)) or monitor.port is not None:
-            return
+        if isinstance(monitor, Exec):
+            self._exec(loc, monitor)
+        tls = getattr(monitor, "tls", None)
+        if isinstance(tls, Tls):
+            self._tls((*loc, "tls"), tls)
+        portless = isinstance(monitor, (Tcp, Grpc, Udp, Dns)) and monitor.port is None
         for index, server in enumerate(pool.servers):
-            if server.endpoint.port == 0:
-                where = self._tree.locate(("pools", loc[1], "servers", index))[1]
+            where = self._tree.locate(("pools", loc[1], "servers", index))[1]
+            if portless and server.endpoint.port == 0:
                 self._error(loc, f"needs `port`, because {where} has none")
                 return
+            probed = server.endpoint.address if monitor.address is None else monitor.address
+            if monitor.source is not None and monitor.source.version != probed.version:
+                self._error((*loc, "source"), f"cannot reach {probed} of {where}, which is of the other address family")
+                return
+
+    def _exec(self, loc: Loc, monitor: Exec) -> None:
+        if not self._draft.settings.health.allow_exec:
+            self._error(
+                (*loc, "type"),
+                "`exec` runs a program and is off; `health: {allow_exec: true}` at the top level allows it",
+            )
+        if not monitor.command[0].startswith("/"):
+            self._error((*loc, "command", 0), f"{shown(monitor.command[0])} is not the absolute path of a program")
+
+    def _tls(self, loc: Loc, tls: Tls) -> None:
+        if tls.certificate_key is not None and tls.certificate is None:
+            self._error((*loc, "certificate_key"), "is the key of no `certificate`; name that file, too")
+        if tls.ca_file is not None and not tls.verify:
+            self._warn((*loc, "ca_file"), "has no effect without `verify: true`", key=True)
 
     def _host_bits(self, loc: Loc, networks: list[IPv4Interface | IPv6Interface]) -> None:
         for index, network in enumerate(networks):

@@ -96,8 +96,9 @@ class Findings:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """``"; did you mean `x`?"`` with the nearest choice, or nothing."""
-    near = difflib.get_close_matches(word[:64].lower(), choices, n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word[:64].lower(), by_lower, n=1)
+    return f"; did you mean `{by_lower[near[0]]}`?" if near else ""
 
 
 def step(name: str) -> str:

@@ -266,11 +266,29 @@ HEADER_VALUE = pattern(r"[\x21-\x7e]([\x20-\x7e\t]{0,1022}[\x21-\x7e])?", "a hea
 HTTP_PATH = pattern(r"/[\x21-\x7e]{0,2047}", "a path in printable ASCII that begins with /")
 HOST = pattern(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", "a host name or an address")
 SERVER_NAME = pattern(r"[A-Za-z0-9._-]{1,253}", "a host name")
-RECORD = pattern("[A-Z0-9]{1,10}", "a type of DNS record such as `A`")
 FILE = pattern(r"/[^\x00-\x1f\x7f]{1,4094}", "an absolute path")
 # A Unix socket address holds 107 bytes (unix(7)); worker-31.sock in the directory beside it must fit, too.
 SOCKET = pattern(r"/[\x21-\x7e]{1,88}", "an absolute path of at most 89 characters")
-BYTES = pattern(r"(?s).{1,1024}", "a text of 1 to 1024 characters")
+_HEX = "hex:"
+_BYTES_WORDS = "a text of 1 to 1024 characters, or `hex:` and pairs of hexadecimal digits (`hex:0d0a 00ff`)"
+
+
+def _bytes(value: object) -> bytes:
+    text = _text(value, _BYTES_WORDS)
+    if not 1 <= len(text) <= 1024:
+        raise Refused(f"{shown(text)} is not {_BYTES_WORDS}")
+    if not text.startswith(_HEX):
+        return text.encode(errors="surrogateescape")
+    try:
+        data = bytes.fromhex(text.removeprefix(_HEX))
+    except ValueError:
+        data = b""
+    if not data:
+        raise Refused(f"{shown(text)} is not {_BYTES_WORDS}")
+    return data
+
+
+BYTES = Form(_BYTES_WORDS, _bytes, lambda data: f"{_HEX}{data.hex()}")
 
 
 def _percent(value: object) -> int:

@@ -14,7 +14,6 @@ from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Through
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.net import Protocol
-from fairlead.model.pool import MonitorType
 from fairlead.model.service import Engine, Forwarding, ProxyHeader
 
 
@@ -49,13 +48,7 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
         Gap(("proxy_protocol", "send"), "the PROXY protocol", _PROXY_HEADERS),
     ),
     "pools": (
-        Gap(
-            ("health", "*", "type"),
-            "this type of probe",
-            (MonitorType.GRPC, MonitorType.UDP, MonitorType.DNS, MonitorType.ICMP, MonitorType.EXEC),
-        ),
         Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),
-        Gap(("health", "*", "send_proxy"), "the PROXY protocol", _PROXY_HEADERS),
         Gap(("passive",), "passive health checking"),
         Gap(("agent",), "the agent check"),
         Gap(("slow_start",), "slow start"),

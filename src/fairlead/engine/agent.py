@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fairlead import __version__
 from fairlead.config.load import Loaded
 from fairlead.dataplane.base import Counters, DataPlane, FlowFilter
+from fairlead.engine.certificates import CertificateWatch
 from fairlead.engine.changes import at_next_start, server_changes, unknown
 from fairlead.engine.events import Events
 from fairlead.engine.monitor import Monitor
@@ -26,7 +27,7 @@ from fairlead.engine.store import Loss, Store
 from fairlead.engine.views import server_views, service_views
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, ProbeTarget, Verdict
+from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState
 from fairlead.model.state import DesiredState
 from fairlead.model.views import ChangeResult, EventView, FlowPage, HealthView, ServerView, ServiceView, StatusView
@@ -67,6 +68,7 @@ class Agent:
         self._config_file = config_file
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
+        self._certificates = CertificateWatch(parts.events, parts.wall_clock)
         self._counters = Counters()
         self._reloading = asyncio.Lock()
         self._saving: asyncio.TimerHandle | None = None
@@ -143,6 +145,10 @@ class Agent:
         if self._saving is not None:
             self._saving.cancel()
             self._save()
+
+    def probed(self, target: ProbeTarget, result: ProbeResult) -> None:
+        """The monitor has a result, which need not change a verdict."""
+        self._certificates.look(target, result)
 
     def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         """The monitor reached another verdict: tell it, decide anew, remember it."""

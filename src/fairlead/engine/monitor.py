@@ -29,6 +29,7 @@ class _Entry:
     """One target: its verdict, its figures and its attempt."""
 
     __slots__ = (
+        "certificate_until",
         "failures",
         "gone",
         "last_at",
@@ -52,6 +53,7 @@ class _Entry:
         self.since_at = now_at
         self.last_at: float | None = None
         self.last_duration_s: float | None = None
+        self.certificate_until: float | None = None
         self.probes = self.failures = 0
         self.task: asyncio.Task[None] | None = None
         self.gone = False
@@ -217,6 +219,8 @@ class Monitor:
         entry.probes += 1
         entry.failures += not result.passed
         entry.last_duration_s = result.duration_s
+        if result.certificate_until is not None:
+            entry.certificate_until = result.certificate_until
         state, transition = step(entry.state, result, rise=monitor.rise, fall=monitor.fall)
         entry.state = self._states[target] = state
         heappush(self._heap, (entry.started + self._gap_s(entry), next(self._numbers), entry))
@@ -262,4 +266,5 @@ def _view(entry: _Entry) -> HealthView:
         last_duration_s=entry.last_duration_s,
         probes_total=entry.probes,
         failures_total=entry.failures,
+        certificate_until_at=entry.certificate_until,
     )

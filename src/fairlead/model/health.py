@@ -21,12 +21,21 @@ class ProbeTarget:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """How one probe ended. ``reason`` is None exactly when it passed; ``detail`` is one line for people."""
+    """How one probe ended.
+
+    Attributes:
+        passed: Whether the server did as expected.
+        reason: None exactly when it passed.
+        detail: One line for people.
+        duration_s: Seconds it took.
+        certificate_until: End of the server's certificate, in seconds since the Unix epoch; None: not seen.
+    """
 
     passed: bool
     reason: DownReason | None
     detail: str
     duration_s: float
+    certificate_until: float | None = None
 
 
 class Verdict(StrEnum):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead.model.net import Endpoint, IPAddress
+from fairlead.model.service import ProxyHeader
 
 
 class AdminState(StrEnum):
@@ -48,14 +49,23 @@ class HttpExpectation:
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """How a ``tls`` or ``https`` probe treats the server's certificate.
+    """How a probe over TLS treats the server's certificate, and which one it shows itself.
 
-    ``verify`` False accepts any certificate (the probe asks whether the server lives, not who it is).
+    Attributes:
+        verify: False accepts any certificate (the probe asks whether the server lives, not who it is).
+        ca_file: PEM file of trusted authorities; None: the system's.
+        server_name: Asked for (SNI) and verified.
+        certificate: PEM file of the probe's own certificate and its chain.
+        key: PEM file of the key of ``certificate``; None: it is in the same file.
+        expiry_warning_s: A certificate that ends within this time is a warning, also unverified; 0: none.
     """
 
     verify: bool = False
     ca_file: str | None = None
     server_name: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    expiry_warning_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class HealthMonitor:
 
     ``port``, ``address`` and ``source`` override where a probe goes and comes from.
     ``jitter`` is the share of the interval, 0 to 1, by which probes are spread.
+    ``send_proxy`` is the PROXY protocol header that probes over TCP begin with.
     """
 
     type: MonitorType
@@ -114,6 +125,7 @@ class HealthMonitor:
     port: int | None = None
     address: IPAddress | None = None
     source: IPAddress | None = None
+    send_proxy: ProxyHeader = ProxyHeader.NONE
     http: HttpExpectation | None = None
     tls: TlsSettings | None = None
     udp: UdpExpectation | None = None

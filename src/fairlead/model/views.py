@@ -72,6 +72,7 @@ class HealthView:
     last_duration_s: float | None
     probes_total: int
     failures_total: int
+    certificate_until_at: float | None = None  # end of the server's certificate, as last seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ async def execute(target: ProbeTarget, deadline: Deadline) -> str:
     """
     command = target.monitor.exec
     if command is None or not command.argv:
-        raise ProbeFailed(DownReason.LOCAL_ERROR, "no program is set: set `argv` in its health")
+        raise ProbeFailed(DownReason.LOCAL_ERROR, "no program is set: set `command` in its health")
     deadline.doing = printable(command.argv[0], 40)
     program = _Program(command.argv, target)
     try:

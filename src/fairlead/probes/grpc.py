@@ -9,13 +9,13 @@ from fairlead.model.health import ProbeTarget
 from fairlead.model.pool import GrpcExpectation
 from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
-from fairlead.probes.outcome import ProbeFailed, printable
+from fairlead.probes.outcome import Passed, ProbeFailed, printable
 from fairlead.probes.stream import ByteStream, TcpStream, authority, destination
 from fairlead.probes.tls import TlsStream, client_context, server_name
 from fairlead.protocols.grpc_health import HealthAnswer, HealthCall
 
 
-async def grpc(target: ProbeTarget, deadline: Deadline) -> str:
+async def grpc(target: ProbeTarget, deadline: Deadline) -> Passed:
     """Call ``grpc.health.v1.Health/Check``, over TLS when the monitor has ``tls``.
 
     Raises:
@@ -33,12 +33,14 @@ async def grpc(target: ProbeTarget, deadline: Deadline) -> str:
         user_agent=f"fairlead/{__version__}",
     )
     tcp = TcpStream(to, deadline)
+    certificate_until = None
     try:
         await tcp.connect()
         stream: ByteStream = tcp
         if settings is not None and context is not None:
             stream = secure = TlsStream(tcp, context, server_name(settings, expected.authority, to), deadline)
             await secure.handshake()
+            certificate_until = secure.certificate_until
         deadline.doing = "gRPC answer"
         answer = await _answer(stream, call)
     except MalformedPacket as error:
@@ -48,7 +50,7 @@ async def grpc(target: ProbeTarget, deadline: Deadline) -> str:
     said = printable(answer.detail)
     if not answer.serving:
         raise ProbeFailed(DownReason.BAD_STATUS, said)
-    return said
+    return Passed(said, certificate_until)
 
 
 async def _answer(stream: ByteStream, call: HealthCall) -> HealthAnswer:

@@ -13,7 +13,7 @@ from fairlead.model.health import ProbeTarget
 from fairlead.model.pool import HttpExpectation, TlsSettings
 from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
-from fairlead.probes.outcome import ProbeFailed, printable
+from fairlead.probes.outcome import Passed, ProbeFailed, printable
 from fairlead.probes.stream import ByteStream, TcpStream, authority, destination
 from fairlead.probes.tls import TlsStream, client_context, server_name
 
@@ -37,7 +37,7 @@ async def http(target: ProbeTarget, deadline: Deadline) -> str:
         stream.close()
 
 
-async def https(target: ProbeTarget, deadline: Deadline) -> str:
+async def https(target: ProbeTarget, deadline: Deadline) -> Passed:
     """Ask over TLS.
 
     Raises:
@@ -52,7 +52,8 @@ async def https(target: ProbeTarget, deadline: Deadline) -> str:
         await stream.connect()
         secure = TlsStream(stream, context, server_name(settings, expected.host, to), deadline)
         await secure.handshake()
-        return await _Exchange(secure, expected, deadline).run(authority(to, 443))
+        said = await _Exchange(secure, expected, deadline).run(authority(to, 443))
+        return Passed(said, secure.certificate_until)
     finally:
         stream.close()
 

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 
 from fairlead.model.reasons import DownReason
 
 SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What an attempt found that passed and has more to tell than its one line.
+
+    Attributes:
+        detail: One clean line for people.
+        certificate_until: End of the server's certificate, in seconds since the Unix epoch, or None.
+    """
+
+    detail: str
+    certificate_until: float | None = None
 
 
 class ProbeFailed(Exception):

@@ -20,12 +20,12 @@ from fairlead.probes.exec import execute
 from fairlead.probes.grpc import grpc
 from fairlead.probes.http import http, https
 from fairlead.probes.icmp import icmp
-from fairlead.probes.outcome import ProbeFailed, printable
+from fairlead.probes.outcome import Passed, ProbeFailed, printable
 from fairlead.probes.tcp import tcp
 from fairlead.probes.tls import tls
 from fairlead.probes.udp import udp
 
-Attempt = Callable[[ProbeTarget, Deadline], Awaitable[str]]
+Attempt = Callable[[ProbeTarget, Deadline], Awaitable[str | Passed]]
 """Returns what it found when it passed, raises ProbeFailed when it did not."""
 
 ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
@@ -49,15 +49,17 @@ async def probe(target: ProbeTarget) -> ProbeResult:
     started = loop.time()
     deadline = Deadline(target.monitor.timeout_s)
     reason: DownReason | None = None
+    found: str | Passed
     try:
-        detail = await _attempt(target)(target, deadline)
+        found = await _attempt(target)(target, deadline)
     except ProbeFailed as failure:
-        reason, detail = failure.reason, failure.detail
+        reason, found = failure.reason, failure.detail
     except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes provoke must not end the health checking
-        reason, detail = DownReason.LOCAL_ERROR, f"this node: {type(error).__name__}: {printable(str(error))}"
+        reason, found = DownReason.LOCAL_ERROR, f"this node: {type(error).__name__}: {printable(str(error))}"
     finally:
         deadline.close()
-    return ProbeResult(reason is None, reason, detail, loop.time() - started)
+    told = found if isinstance(found, Passed) else Passed(found)
+    return ProbeResult(reason is None, reason, told.detail, loop.time() - started, told.certificate_until)
 
 
 def _attempt(target: ProbeTarget) -> Attempt:

@@ -12,13 +12,17 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import ip_address
+from typing import Any, Protocol
 
 from fairlead.model.health import ProbeTarget
+from fairlead.model.net import Endpoint
 from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
+from fairlead.model.service import ProxyHeader
 from fairlead.probes.deadline import Deadline
 from fairlead.probes.outcome import ProbeFailed, failed_there, refused_here
+from fairlead.protocols.proxy_header import version_1, version_2_local
 
 CHUNK_BYTES = 4096  # small, so that parsing one chunk from a hostile server never holds the event loop for long
 RECEIVED_LIMIT_BYTES = 256 * 1024  # whatever the protocol above makes of it: a certificate chain and 64 kB of answer
@@ -39,12 +43,13 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a probe goes, after the monitor's overrides."""
+    """Where a probe goes, after the monitor's overrides, and the PROXY protocol header it begins with."""
 
     host: str
     port: int
     family: socket.AddressFamily
     source: str | None
+    send_proxy: ProxyHeader = ProxyHeader.NONE
 
     @property
     def name(self) -> str:
@@ -65,7 +70,8 @@ def destination(target: ProbeTarget) -> Destination:
     elif not (port := monitor.port or target.endpoint.port):
         raise ProbeFailed(DownReason.LOCAL_ERROR, "the server has no port of its own: set `port` in its health")
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    return Destination(str(address), port, family, None if monitor.source is None else str(monitor.source))
+    source = None if monitor.source is None else str(monitor.source)
+    return Destination(str(address), port, family, source, monitor.send_proxy)
 
 
 def open_socket(to: Destination, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
@@ -105,7 +111,7 @@ class TcpStream:
         self._sock.close()
 
     async def connect(self) -> None:
-        """Complete the handshake.
+        """Complete the handshake, and send the PROXY protocol header if there is one.
 
         Raises:
             ProbeFailed: It did not come about.
@@ -123,6 +129,10 @@ class TcpStream:
         # section 3.5): connected, but to ourselves.
         if sock.getsockname()[1] == to.port and sock.getsockname() == sock.getpeername():
             raise ProbeFailed(DownReason.REFUSED, "connect: nobody listens (the probe met itself)")
+        if to.send_proxy is ProxyHeader.V1:
+            await self.send(version_1(_end(sock.getsockname()), _end(sock.getpeername())))
+        elif to.send_proxy is ProxyHeader.V2:
+            await self.send(version_2_local())
 
     async def send(self, data: bytes) -> None:
         """Send all of ``data``.
@@ -158,6 +168,11 @@ class TcpStream:
             if self._received > RECEIVED_LIMIT_BYTES:
                 raise ProbeFailed(DownReason.TOO_LARGE, f"{self._deadline.doing}: the server sends without end")
             return data
+
+
+def _end(name: tuple[Any, ...]) -> Endpoint:
+    """One end of a connection, as the kernel names it."""
+    return Endpoint(ip_address(str(name[0]).partition("%")[0]), int(name[1]))
 
 
 def authority(to: Destination, default_port: int) -> str:

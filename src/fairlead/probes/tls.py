@@ -10,19 +10,21 @@ import ssl
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from fairlead.errors import MalformedPacket
 from fairlead.model.health import ProbeTarget
 from fairlead.model.pool import TlsSettings
 from fairlead.model.reasons import DownReason
 from fairlead.probes.deadline import Deadline
-from fairlead.probes.outcome import ProbeFailed, printable
+from fairlead.probes.outcome import Passed, ProbeFailed, printable
 from fairlead.probes.stream import CHUNK_BYTES, Destination, TcpStream, destination
+from fairlead.protocols.x509 import not_after
 
 T = TypeVar("T")
 
 
-async def tls(target: ProbeTarget, deadline: Deadline) -> str:
+async def tls(target: ProbeTarget, deadline: Deadline) -> Passed:
     """Connect and complete a TLS handshake.
 
     Raises:
@@ -36,51 +38,75 @@ async def tls(target: ProbeTarget, deadline: Deadline) -> str:
         await stream.connect()
         secure = TlsStream(stream, context, server_name(settings, None, to), deadline)
         await secure.handshake()
-        return secure.version
+        return Passed(secure.version, secure.certificate_until)
     finally:
         stream.close()
 
 
 def client_context(settings: TlsSettings, alpn: tuple[str, ...]) -> ssl.SSLContext:
-    """How to shake hands; made once per settings and version of the CA file.
+    """How to shake hands; made once per settings and version of the files they name.
 
     Raises:
-        ProbeFailed: LOCAL_ERROR, the CA file cannot be used.
+        ProbeFailed: LOCAL_ERROR, a file cannot be used.
     """
-    if not settings.verify:
-        return _trusting(alpn)
+    files = _Files(
+        _version("ca_file", settings.ca_file if settings.verify else None),
+        _version("certificate", settings.certificate),
+        _version("certificate_key", settings.key),
+    )
+    return _context(settings.verify, files, alpn)
+
+
+class _File(NamedTuple):
+    """A file and its present version: a renewed one is read again."""
+
+    path: str
+    version: tuple[int, int, int]
+
+
+class _Files(NamedTuple):
+    authorities: _File | None
+    certificate: _File | None
+    key: _File | None
+
+
+def _version(key: str, path: str | None) -> _File | None:
+    if path is None:
+        return None
     try:
-        if settings.ca_file is None:
-            return _verifying(None, None, alpn)
-        found = Path(settings.ca_file).stat()
-        return _verifying(settings.ca_file, (found.st_mtime_ns, found.st_size, found.st_ino), alpn)
-    except (OSError, ssl.SSLError) as error:
-        why = error.strerror or str(error)
-        raise ProbeFailed(DownReason.LOCAL_ERROR, f"this node: ca_file {settings.ca_file}: {printable(why)}") from error
+        found = Path(path).stat()
+    except OSError as error:
+        raise _unusable(key, path, error) from error
+    return _File(path, (found.st_mtime_ns, found.st_size, found.st_ino))
 
 
-@lru_cache(maxsize=8)
-def _trusting(alpn: tuple[str, ...]) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_ciphers("ALL:@SECLEVEL=0")  # a weak key is no sign of death
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    return context
+def _unusable(key: str, path: str, error: OSError) -> ProbeFailed:
+    """``error``, an ssl.SSLError included, as trouble of this node."""
+    why = error.strerror or str(error)
+    return ProbeFailed(DownReason.LOCAL_ERROR, f"this node: {key} {path}: {printable(why)}")
 
 
 @lru_cache(maxsize=64)
-def _verifying(
-    ca_file: str | None,
-    version: tuple[int, ...] | None,  # noqa: ARG001 - part of the key: a renewed file is read again
-    alpn: tuple[str, ...],
-) -> ssl.SSLContext:
+def _context(verify: bool, files: _Files, alpn: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if ca_file is None:
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_ciphers("ALL:@SECLEVEL=0")  # a weak key is no sign of death
+    elif files.authorities is None:
         context.load_default_certs()
     else:
-        context.load_verify_locations(ca_file)
+        try:
+            context.load_verify_locations(files.authorities.path)
+        except OSError as error:
+            raise _unusable("ca_file", files.authorities.path, error) from error
+    if files.certificate is not None:
+        key = None if files.key is None else files.key.path
+        try:
+            # An empty password: a key that needs one is an error, never a question on a terminal.
+            context.load_cert_chain(files.certificate.path, key, password=b"")
+        except OSError as error:
+            raise _unusable("certificate", files.certificate.path, error) from error
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
@@ -102,6 +128,15 @@ class TlsStream:
     def version(self) -> str:
         """Version of the protocol agreed on."""
         return self._tls.version() or "TLS"
+
+    @property
+    def certificate_until(self) -> float | None:
+        """End of the server's certificate in seconds since the Unix epoch; None when it cannot be read."""
+        certificate = self._tls.getpeercert(binary_form=True)
+        try:
+            return not_after(certificate) if certificate else None
+        except MalformedPacket:
+            return None
 
     async def handshake(self) -> None:
         """Shake hands.

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,46 @@ async def test_https_answer_cut_off_with_and_without_close_notify(certificates: 
     async with serving(cut, tls=server_context(certificates.good)) as port:
         result = await probe(target_at(port, type=MonitorType.HTTPS, timeout_s=5.0))
     assert (result.reason, result.detail[-16:]) == (DownReason.CLOSED, "in the middle of it"[-16:]), result
+
+
+async def test_the_end_of_the_certificate_is_told_also_when_nobody_verifies(certificates: Certificates) -> None:
+    for kind, handler in ((MonitorType.TLS, silent), (MonitorType.HTTPS, answering(OK))):
+        async with serving(handler, tls=server_context(certificates.stranger)) as port:
+            result = await probe(target_at(port, type=kind, timeout_s=5.0))
+        assert result.certificate_until is not None
+        assert 29 * 86400 < result.certificate_until - time.time() <= 30 * 86400
+
+
+async def test_a_server_that_wants_a_certificate_gets_ours(certificates: Certificates) -> None:
+    context = server_context(certificates.good)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificates.authority)
+    key = certificates.good.with_suffix(".key")
+    alone = certificates.good.parent / "alone.pem"
+    alone.write_text("-----BEGIN CERT" + certificates.good.read_text().partition("-----BEGIN CERT")[2])
+    async with serving(answering(OK), tls=context) as port:
+        for settings, passes in (
+            (TlsSettings(), False),
+            (TlsSettings(certificate=str(certificates.stranger)), False),
+            (TlsSettings(certificate=str(certificates.good)), True),
+            (TlsSettings(certificate=str(alone), key=str(key)), True),
+        ):
+            result = await probe(target_at(port, type=MonitorType.HTTPS, timeout_s=5.0, tls=settings))
+            assert result.passed is passes, result
+
+
+async def test_an_unusable_certificate_of_ours_is_an_error_of_this_node(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked.pem"
+    key = certificates.good.with_suffix(".key")
+    command = ["openssl", "ec", "-in", str(key), "-aes128", "-passout", "pass:secret", "-out", str(locked)]
+    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    for settings, said in (
+        (TlsSettings(certificate="/nowhere"), "certificate /nowhere: No such file"),
+        (TlsSettings(certificate=str(certificates.good), key="/nowhere"), "certificate_key /nowhere: No such file"),
+        (TlsSettings(certificate=str(certificates.good), key=str(locked)), f"certificate {certificates.good}: "),
+    ):
+        result = await probe(target_at(1, type=MonitorType.TLS, tls=settings))
+        assert result.reason is DownReason.LOCAL_ERROR
+        assert result.detail.startswith(f"this node: {said}")

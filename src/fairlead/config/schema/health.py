@@ -19,7 +19,6 @@ from fairlead.config.forms import (
     HTTP_PATH,
     PERCENT,
     PRINTABLE,
-    RECORD,
     SERVER_NAME,
     STATUSES,
     TOKEN,
@@ -32,6 +31,38 @@ from fairlead.config.schema.base import OneOrMany, Part, key, limited, required
 from fairlead.model.net import IPAddress
 from fairlead.model.pool import MonitorType
 from fairlead.model.service import ProxyHeader
+
+
+class Record(StrEnum):
+    """Types of record that a ``dns`` probe can ask for."""
+
+    A = "A"
+    NS = "NS"
+    CNAME = "CNAME"
+    SOA = "SOA"
+    PTR = "PTR"
+    MX = "MX"
+    TXT = "TXT"
+    AAAA = "AAAA"
+    SRV = "SRV"
+    HTTPS = "HTTPS"
+    ANY = "ANY"
+
+
+class Rcode(StrEnum):
+    """Response codes of DNS by their names, in the order of their numbers (RFC 6895 section 2.3)."""
+
+    NOERROR = "NOERROR"
+    FORMERR = "FORMERR"
+    SERVFAIL = "SERVFAIL"
+    NXDOMAIN = "NXDOMAIN"
+    NOTIMP = "NOTIMP"
+    REFUSED = "REFUSED"
+    YXDOMAIN = "YXDOMAIN"
+    YXRRSET = "YXRRSET"
+    NXRRSET = "NXRRSET"
+    NOTAUTH = "NOTAUTH"
+    NOTZONE = "NOTZONE"
 
 
 class Through(StrEnum):
@@ -90,6 +121,15 @@ class Tls(Part):
     server_name: Annotated[str | None, nullable(SERVER_NAME)] = key(
         None, "Name asked for (SNI) and verified.", shown="`host`, where the type has it"
     )
+    certificate: Annotated[str | None, nullable(FILE)] = key(
+        None, "PEM file of the certificate, with its chain, that probes show to the server."
+    )
+    certificate_key: Annotated[str | None, nullable(FILE)] = key(
+        None, "PEM file of the key of `certificate`.", shown="in the same file"
+    )
+    expiry_warning: Annotated[float, duration(1, 10 * 365 * 86400.0, off=True)] = key(
+        0.0, "Warn when the server's certificate ends within this time, verified or not."
+    )
 
 
 class TlsMonitor(Tcp):
@@ -131,15 +171,20 @@ class Grpc(_WithPort):
 class Udp(_WithPort):
     """Passes when a datagram is answered as expected."""
 
-    send: Annotated[str, BYTES] = required("What the datagram holds.")
-    expect: Annotated[str | None, nullable(BYTES)] = key(None, "How the answer begins.", shown="any answer")
+    send: Annotated[bytes, BYTES] = required("What the datagram holds.")
+    expect: Annotated[bytes | None, nullable(BYTES)] = key(
+        None, "What must occur in the first answer.", shown="any answer, and silence: only an ICMP error fails"
+    )
 
 
 class Dns(_WithPort):
-    """Passes when a query is answered without error."""
+    """Passes when a query over UDP is answered with an expected response code."""
 
     query: Annotated[str, SERVER_NAME] = required("Name that is asked for.")
-    record: Annotated[str, RECORD] = key("A", "Type of record that is asked for.")
+    record: Annotated[Record, choice(Record)] = key(Record.A, "Type of record that is asked for.")
+    expect: Annotated[OneOrMany[Annotated[Rcode, choice(Rcode)]], limited(len(Rcode), "response codes", least=1)] = key(
+        (Rcode.NOERROR,), "Response codes that pass."
+    )
 
 
 class Icmp(_Monitor):
@@ -147,7 +192,11 @@ class Icmp(_Monitor):
 
 
 class Exec(_Monitor):
-    """Passes when a program ends with exit code 0."""
+    """Passes when a program ends with exit status 0. Off unless the key `health.allow_exec` at the top level allows it.
+
+    The program finds the server in FAIRLEAD_ADDRESS and FAIRLEAD_PORT. When the timeout passes, it and all that it
+    started are killed.
+    """
 
     command: Annotated[list[Annotated[str, PRINTABLE]], limited(64, "arguments", least=1)] = required(
         "The program's absolute path and its arguments; no shell is involved."

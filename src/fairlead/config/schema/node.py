@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schema of what concerns the node: ``vips``, ``vrrp``, ``xdp``, ``bgp``, ``api``, ``proxy``, ``hash_seed``."""
+"""Schema of what concerns the node: ``vips``, ``vrrp``, and the keys beside the named sections."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fairlead.config.findings import Refused, shown
 from fairlead.config.forms import (
     ADDRESS,
     ADDRESS_AND_PORT,
+    BOOLEAN,
     FILE,
     INTERFACE,
     NAME_FORM,
@@ -139,6 +140,14 @@ class Proxy(Part):
     )
 
 
+class HealthSettings(Part):
+    """What all health checks share; how servers are checked stands in `pools.NAME.health`."""
+
+    allow_exec: Annotated[bool, BOOLEAN] = key(
+        False, "Allow monitors of type `exec`: who may write the configuration may then run programs as this one."
+    )
+
+
 class Settings(Part):
     """The keys beside the named sections."""
 
@@ -146,6 +155,7 @@ class Settings(Part):
     bgp: Bgp = key(Bgp(), "Routes to the VIPs.")
     api: Api = key(Api(), "Where the API is served.")
     proxy: Proxy = key(Proxy(), "The workers of `forwarding: proxy`.")
+    health: HealthSettings = key(HealthSettings(), "What all health checks share.")
     hash_seed: Annotated[str | None, nullable(PRINTABLE)] = key(
         None,
         "Nodes that share VIPs share it, so that they choose the same server for the same flow.",
