@@ -61,6 +61,9 @@ def servers(tools: rows.Tools, directory: Path) -> Iterator[list[int]]:
         process.wait()
 
 
+NAMES = ("fairlead", "fairlead-again", "haproxy", "haproxy-splice", "nginx", "direct")
+
+
 def line_up(ports: list[int], directory: Path, cpus: Cpus, only: list[str]) -> list[Contender]:
     """All contenders, or those that were asked for."""
     all_of_them: dict[str, Callable[[], Contender]] = {
@@ -117,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="about a minute instead of about ten")
     parser.add_argument("--workers", type=int, default=1, help="CPUs of the load balancers")
-    parser.add_argument("--only", nargs="*", default=[], help="names of the contenders to measure")
+    parser.add_argument("--only", nargs="*", default=[], choices=NAMES, help="contenders to measure")
     parser.add_argument("--json", type=Path, help="where to write all samples (default: bench/results/TIME.json)")
     arguments = parser.parse_args()
     started = time.time()
