@@ -66,9 +66,8 @@ class Control:
                 descriptors.frombytes(data)
         return message, list(descriptors)
 
-    def raw(self, message: bytes, descriptors: Sequence[int] = ()) -> tuple[list[Record], dict[str, Any]]:
-        """Send any bytes; the records and the FL_DONE of the answer."""
-        self.send(message, descriptors)
+    def answer(self) -> tuple[list[Record], dict[str, Any]]:
+        """The records and the FL_DONE of an answer."""
         records: list[Record] = []
         while True:
             answer, passed = self.receive()
@@ -80,14 +79,22 @@ class Control:
                 return records, done
             records.append((answer, passed))
 
-    def ask(
+    def raw(self, message: bytes, descriptors: Sequence[int] = ()) -> tuple[list[Record], dict[str, Any]]:
+        """Send any bytes and read the answer."""
+        self.send(message, descriptors)
+        return self.answer()
+
+    def post(
         self, kind: int, structure: str = "header", tail: bytes = b"", descriptors: Sequence[int] = (), **values: Value
-    ) -> list[Record]:
-        """A well-formed request; its records. Raises Refused."""
+    ) -> None:
+        """Send a well-formed request."""
         self._seq += 1
         header = struct.pack("=HHI", kind, 0, self._seq)
-        message = self._layouts.pack(structure, **values)
-        records, done = self.raw(header + message[len(header) :] + tail, descriptors)
+        self.send(header + self._layouts.pack(structure, **values)[len(header) :] + tail, descriptors)
+
+    def collect(self) -> list[Record]:
+        """The records of the answer to the last request. Raises Refused."""
+        records, done = self.answer()
         assert done["seq"] == self._seq
         for record, _ in records:
             assert int.from_bytes(record[4:8], "little") == self._seq
@@ -95,6 +102,13 @@ class Control:
         if done["error"]:
             raise Refused(done["error"], done["message"])
         return records
+
+    def ask(
+        self, kind: int, structure: str = "header", tail: bytes = b"", descriptors: Sequence[int] = (), **values: Value
+    ) -> list[Record]:
+        """``post`` and ``collect``."""
+        self.post(kind, structure, tail, descriptors, **values)
+        return self.collect()
 
 
 @dataclass

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.peers import Server
 from support.wait import until
 from support.worker import SOURCES, Control, Refused, Worker
-from support.worker_abi import Kind, Layouts, Memory, Mode, Scheduler, State, address
+from support.worker_abi import Kind, Layouts, Memory, Mode, Scheduler, State, address, endpoint
 
 TEXT = re.sub(r"/\*.*?\*/", "", (SOURCES / "abi.h").read_text(), flags=re.DOTALL)
 
@@ -122,6 +122,22 @@ def test_flows_come_in_pages(worker: Worker, server: Server) -> None:
     assert pages == 3
     assert len(seen) == 25
     assert set(seen) == clients
+
+
+def test_a_long_list_of_flows_waits_for_a_slow_agent(worker: Worker) -> None:
+    with Server(backlog=800) as server:
+        where = worker.simple([server])
+        clients = {worker.dial(where).getsockname() for _ in range(700)}
+        until(lambda: worker.hello()["flows"] == 700, 5, "all flows are there")
+        worker.control.post(Kind.FLOWS, "flows")
+        last = worker.dial(where)
+        last.sendall(b"x")
+        last.close()
+        until(lambda: worker.memory.service()["bytes_in"] == 1, 5, "flows go on while the answer waits")
+        records = worker.control.collect()
+        place, size = worker.layouts.place("flow", "client")
+        assert [endpoint(record[place : place + size]) in clients for record, _ in records].count(True) == 700
+        assert len({record[place : place + size] for record, _ in records}) == len(records)
 
 
 def test_flows_are_filtered(worker: Worker, server: Server) -> None:

@@ -35,8 +35,9 @@ def paused_dials(worker: Worker, where: tuple[str, int], n: int) -> list[socket.
 def test_a_closed_listener_serves_what_was_queued(worker: Worker, server: Server) -> None:
     where = worker.simple([server])
     clients = paused_dials(worker, where, 20)
+    worker.control.post(Kind.LISTEN_DEL, "listen", service=1, address=address(*where))
     os.kill(worker.process.pid, signal.SIGCONT)
-    worker.listen_delete(1, where)
+    worker.control.collect()
     for client in clients:
         client.sendall(b"x")
         assert server.accept().recv(1) == b"x"
@@ -60,8 +61,9 @@ def test_draining_ends_when_the_last_flow_ends(worker: Worker, server: Server) -
     where = worker.simple([server])
     kept, real = worker.pair(where, server)
     queued = paused_dials(worker, where, 5)
+    worker.control.post(Kind.DRAIN, "drain", deadline_ms=60_000)
     os.kill(worker.process.pid, signal.SIGCONT)
-    worker.control.ask(Kind.DRAIN, "drain", deadline_ms=60_000)
+    worker.control.collect()
     assert worker.hello()["draining"] == 1
     with pytest.raises(ConnectionRefusedError):
         worker.dial(where)
