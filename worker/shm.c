@@ -102,29 +102,32 @@ static void repair(int fd, struct fl_shm *shm, uint32_t slot)
 	row->active = 0;
 }
 
-static bool command_of(uint32_t pid, char name[32])
+/* "(NAME) STATE" of a process out of /proc; false when there is none. */
+static bool status_of(uint32_t pid, char name[32], char *state)
 {
-	char path[48];
+	char path[48], text[128] = {0};
 	ssize_t n;
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%u/comm", pid);
+	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return false;
-	n = read(fd, name, 31);
+	n = read(fd, text, sizeof(text) - 1);
 	close(fd);
-	name[n > 0 ? n : 0] = '\0';
-	return n > 0;
+	return n > 0 && sscanf(text, "%*u (%31[^)]) %c", name, state) == 2;
 }
 
-/* A pid is reused sooner or later: only a process of our own name counts as a live worker. */
+/*
+ * A pid is reused sooner or later, so only a process of our own name counts as a live worker; and a zombie, which
+ * nobody may ever reap where process 1 does not, moves no bytes any more.
+ */
 static bool alive(uint32_t pid)
 {
-	char theirs[32], ours[32];
+	char theirs[32], ours[32], state, mine;
 
-	return pid != 0 && pid != (uint32_t)getpid() && command_of(pid, theirs) && command_of((uint32_t)getpid(), ours) &&
-	       strcmp(theirs, ours) == 0;
+	return pid != 0 && pid != (uint32_t)getpid() && status_of(pid, theirs, &state) &&
+	       status_of((uint32_t)getpid(), ours, &mine) && strcmp(theirs, ours) == 0 && state != 'Z' && state != 'X';
 }
 
 int shm_attach(int fd, uint32_t slot)

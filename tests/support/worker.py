@@ -352,10 +352,6 @@ class Worker:
         assert "ERROR" not in self.log(), self.log()
         assert "runtime error" not in self.log(), self.log()
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
     def __enter__(self) -> Self:
         return self
 

@@ -190,7 +190,10 @@ def test_the_next_worker_of_a_slot_repairs_what_a_killed_one_left(
         worker.pair(where, server)
     held = memory.item("service", "shared_service", 1)["active"], memory.item("server", "shared_server", 1)["active"]
     assert held == (3, 3)
-    dead.kill()
+    dead.process.kill()
+    until(
+        lambda: " Z " in Path(f"/proc/{dead.process.pid}/stat").read_text(), 5, "it is dead, and nobody has reaped it"
+    )
     heir = start(slot=2, memory=memory)
     held = memory.item("service", "shared_service", 1)["active"], memory.item("server", "shared_server", 1)["active"]
     assert held == (1, 1)
