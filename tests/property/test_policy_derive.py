@@ -18,7 +18,7 @@ from fairlead.model.state import FlowTreatment, ForwardingState, ServiceMode
 from fairlead.policy import derive, tables
 from fairlead.policy.derive import Derived, Runtime
 from fairlead.policy.plan import apply_op, plan
-from fairlead.policy.runtime import admin_state, present_weight
+from fairlead.policy.runtime import admin_state, present_weight, successor
 from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
 
 EXAMPLES = settings(max_examples=100, deadline=None)
@@ -34,7 +34,7 @@ def pools(draw: st.DrawFn, name: str) -> Pool:
             f"10.0.0.{draw(st.integers(1, 4))}:80",
             name=each,
             weight=draw(st.integers(0, 3)),
-            state=draw(st.sampled_from(AdminState)),
+            state=draw(st.sampled_from([AdminState.READY, AdminState.READY, AdminState.READY, *AdminState])),
             backup=draw(st.booleans()),
         )
         for each in sorted(draw(st.sets(st.sampled_from(SERVERS), min_size=1)))
@@ -84,7 +84,7 @@ def histories(draw: st.DrawFn) -> tuple[Configuration, Runtime, float]:
             case "weight" if keys:
                 runtime = derive.set_weight(current, runtime, draw(st.sampled_from(keys)), draw(st.integers(0, 3)), now)
             case "health":
-                known = {it: draw(st.sampled_from([UP, DOWN])) for it in derive.targets(current, runtime)}
+                known = {it: draw(st.sampled_from([UP, UP, DOWN])) for it in derive.targets(current, runtime)}
                 runtime = replace(runtime, health=known)
             case _:
                 idle = frozenset(draw(st.sets(st.sampled_from(sorted(runtime.departures) or ["none"]))))
@@ -195,6 +195,7 @@ def test_time_alone_ends_every_flow_that_must_end(history: tuple[Configuration, 
         now = derived.next_at
         runtime = derive.settle(current, runtime, now, frozenset())
     assert derived.next_at is None
+    assert all(successor(current, departure) for departure in runtime.departures.values())
     for status in derived.servers.values():
         if status.drain_deadline is not None:
             assert derived.state.servers[status.key].flows is FlowTreatment.RESET

@@ -114,7 +114,9 @@ class TestBackups:
         assert derived.services["web"].state == "degraded"
 
     def test_serve_when_all_primaries_are_drained(self) -> None:
-        assert live(decide(self.primary, self.backup, up="az", runtime=overridden(DRAIN))) == "z"
+        derived = decide(self.primary, self.backup, up="az", runtime=overridden(DRAIN))
+        assert live(derived) == "z"
+        assert derived.services["web"].state == "degraded"
 
     def test_are_no_members_of_the_primaries_table(self) -> None:
         table = next(iter(decide(self.primary, real("b"), self.backup, up="az", down="b").state.tables.values()))
@@ -141,6 +143,7 @@ class TestQuorum:
 
     def test_of_0_still_needs_a_server(self) -> None:
         assert decide(real("a"), down="a", quorum=0).services["web"].state == "down"
+        assert live(decide(real("a"), down="a", quorum=0, when_all_down=WhenAllDown.USE_ALL)) == "a"
 
     def test_servers_that_wait_for_the_quorum_keep_their_weight(self) -> None:
         waiting = decide(*self.servers, up="b", down="a", quorum=4).servers["web/b"]
@@ -182,6 +185,10 @@ class TestAllDown:
 
     def test_use_all_below_the_quorum(self) -> None:
         assert live(decide(*self.servers, up="a", down="b", quorum=2, when_all_down=WhenAllDown.USE_ALL)) == "ab"
+
+    def test_use_all_below_a_quorum_that_nobody_reaches_is_degraded(self) -> None:
+        derived = decide(real("a"), up="a", quorum=5, when_all_down=WhenAllDown.USE_ALL)
+        assert (live(derived), derived.services["web"].state) == ("a", "degraded")
 
     def test_services_of_one_pool_decide_for_themselves(self) -> None:
         both = configuration(
@@ -286,6 +293,7 @@ class TestServices:
         assert decide(real("a"), real("b"), up="ab").services["web"].state == "up"
         assert decide(real("a"), real("b"), up="a", down="b").services["web"].state == "degraded"
         assert decide(real("a"), real("b", state=MAINT), up="a").services["web"].state == "up"
+        assert decide(real("a"), real("b", state=DRAIN), up="a", down="b").services["web"].state == "up"
         assert decide(real("a"), real("z", backup=True), up="a", down="z").services["web"].state == "degraded"
         assert decide(real("a"), down="a").services["web"].state == "down"
 

@@ -236,6 +236,11 @@ class TestHealth:
             after = rt.transition(web(*servers, monitors=(TCP_MONITOR,)), web(*servers, monitors=(shared,)), known, 5.0)
             assert after.health == {target("10.0.0.1:9000", shared): late}
 
+    def test_monitors_of_one_server_keep_their_own_states(self) -> None:
+        both = web(A, monitors=(TCP_MONITOR, SLOWER))
+        known = Runtime(health={target("10.0.0.1:80"): UP, target("10.0.0.1:80", SLOWER): DOWN})
+        assert rt.transition(both, both, known, 5.0) == known
+
     def test_maintenance_forgets_the_verdict(self) -> None:
         checked = web(A, monitors=(TCP_MONITOR,))
         known = Runtime(health={target("10.0.0.1:80"): UP})
