@@ -86,7 +86,13 @@ class Agent:
         """
         self._restore()
         await self._parts.dataplane.start()
-        self._adopted = bool((await self._parts.dataplane.observe()).listeners)
+        held = await self._parts.dataplane.observe()
+        self._adopted = bool(held.listeners)
+        # What was removed from the file while no agent ran still has its time to end.
+        after = derive.adopt(
+            self._present.configuration, self._present.runtime(), held.servers.values(), self._parts.clock()
+        )
+        self._present.take(after)
         self._tasks.append(asyncio.create_task(self._parts.monitor.run(), name="monitor"))
         await self._first_results(self._present.targets(), self._present.runtime().health)
         convergence = await self._reconciler.reconcile()

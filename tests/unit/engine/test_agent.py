@@ -298,6 +298,21 @@ def test_a_start_that_adopts_goes_on_with_what_it_can_do(tmp_path: Path) -> None
     run_virtually(run())
 
 
+def test_a_server_removed_while_no_agent_ran_has_its_time_to_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B))
+        async with bench.running():
+            pass
+        bench.agent = bench.build(site(B))
+        bench.plane.totals = Counters(servers={f"web/{A}": ServerCounters(active=1)})
+        async with bench.running():
+            assert bench.live() == {B}
+            await asyncio.sleep(20)
+            assert bench.plane.state.servers[f"web/{A}"].flows is FlowTreatment.KEEP
+
+    run_virtually(run())
+
+
 def test_f41_verdicts_and_wishes_survive_the_agent(tmp_path: Path) -> None:
     async def run() -> None:
         bench = Bench(tmp_path, site(A, B, C))
