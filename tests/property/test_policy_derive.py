@@ -45,6 +45,7 @@ def pools(draw: st.DrawFn, name: str) -> Pool:
         monitors=draw(st.sampled_from([(), (TCP_MONITOR,), (SLOWER,), (TCP_MONITOR, SLOWER)])),
         drain_timeout_s=draw(st.sampled_from([0.0, 5.0, 30.0])),
         quorum=draw(st.integers(1, 4)),
+        slow_start_s=draw(st.sampled_from([0.0, 0.0, 3.0])),
     )
 
 
@@ -207,7 +208,7 @@ def test_the_same_file_again_changes_nothing(history: tuple[Configuration, Runti
     current, runtime, now = history
     now += later
     again = derive.transition(current, current, runtime, now)
-    assert again == runtime
+    assert again == derive.noted(current, runtime, now)
     before, after = derive.desired(current, runtime, now), derive.desired(current, again, now)
     assert plan(after.state, before.state).ops == ()
 

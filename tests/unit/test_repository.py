@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.model.reasons import DownReason, IdleReason, RejectReason
+from fairlead.model.reasons import DownReason, IdleReason, RejectReason, ShareReason
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (".py", ".c", ".h")
@@ -77,5 +77,5 @@ def test_links_in_documents_resolve() -> None:
 
 def test_every_reason_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs/reference/reasons.md").read_text(), re.MULTILINE))
-    known = {reason.name.lower() for reason in RejectReason} | set(DownReason) | set(IdleReason)
+    known = {reason.name.lower() for reason in RejectReason} | set(DownReason) | set(IdleReason) | set(ShareReason)
     assert documented == known

@@ -133,6 +133,8 @@ def _why(server: View, now: float) -> str:
         deadline = server["drain_deadline_at"]
         left = f" ({duration(max(deadline - now, 0))} left)" if deadline is not None else ""
         said.append(server["idle_reason"] + left)
+    if server["share_reason"] and not server["idle_reason"]:
+        said.append(f"{server['share_reason']} ({server['share']}%)")
     if server["down_reason"]:
         said.append(_reason(server["down_reason"], server["detail"]))
     return ", ".join(said)

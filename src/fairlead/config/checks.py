@@ -15,7 +15,7 @@ from fairlead.config.schema.pool import Pool
 from fairlead.config.schema.service import PROXY_ONLY, Service
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.net import Endpoint, IPAddress, Listen
-from fairlead.model.service import Engine, Forwarding
+from fairlead.model.service import Engine, Forwarding, Scheduler
 
 MAX_SERVICES = 16383  # ids of a worker
 MAX_SERVERS = 131071
@@ -61,7 +61,13 @@ class _Checks:
     def _service(self, name: str, service: Service) -> None:
         loc = ("services", name)
         if service.pool in self._draft.pools:
-            self._reach(loc, service, self._draft.pools[service.pool])
+            pool = self._draft.pools[service.pool]
+            self._reach(loc, service, pool)
+            if service.scheduler is Scheduler.LC and pool.slow_start:
+                self._warn(
+                    (*loc, "scheduler"),
+                    f"`lc` knows no weights: `slow_start` of pool {shown(service.pool)} has no effect here; use `wlc`",
+                )
         self._forwarding(loc, service)
         for key in ("allow", "deny"):
             self._host_bits((*loc, key), getattr(service, key))

@@ -51,7 +51,6 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
         Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),
         Gap(("passive",), "passive health checking"),
         Gap(("agent",), "the agent check"),
-        Gap(("slow_start",), "slow start"),
     ),
 }
 

@@ -70,7 +70,9 @@ class Present:
         now = self._clock()
         derived = self._derived
         if derived is None or (derived.next_at is not None and now >= derived.next_at):
-            derived = self._derived = derive.desired(self.configuration, self.runtime(), now)
+            runtime = derive.noted(self.configuration, self.runtime(), now)
+            self._runtime = replace(self._runtime, resting=runtime.resting, rising=runtime.rising)
+            derived = self._derived = derive.desired(self.configuration, runtime, now)
             self._note_verdicts(derived)
         return derived
 

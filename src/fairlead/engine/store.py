@@ -58,6 +58,8 @@ class Store:
             "overrides": {key: _override(override) for key, override in runtime.overrides.items()},
             "drain_since": dict(runtime.drain_since),
             "departures": {key: _departure(departure) for key, departure in runtime.departures.items()},
+            "resting": sorted(runtime.resting),
+            "rising": dict(runtime.rising),
         }
         replace_file(self._path, json.dumps(content, separators=(",", ":")).encode())
 
@@ -90,6 +92,9 @@ class Store:
             overrides=overrides,
             drain_since={key: float(moment) for key, moment in content["drain_since"].items()},
             departures={key: _read_departure(raw) for key, raw in content["departures"].items()},
+            # Younger than the format: a file without them is an older one.
+            resting=frozenset(map(str, content.get("resting", ()))),
+            rising={key: float(moment) for key, moment in content.get("rising", {}).items()},
         )
 
 

@@ -40,6 +40,8 @@ def server_view(
         connect_failures_total=counted.connect_failures,
         bytes_in_total=counted.bytes_in,
         bytes_out_total=counted.bytes_out,
+        share=status.share,
+        share_reason=None if status.share_reason is None else status.share_reason.value,
     )
 
 

@@ -160,6 +160,11 @@ class Pool:
     drain_timeout_s: float = 300.0
     quorum: int = 1
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether its servers may have less than their whole weight."""
+        return self.slow_start_s > 0
+
 
 def server_key(pool: str, server: str) -> str:
     """The one name of a server everywhere: ``POOL/SERVER``."""

@@ -54,3 +54,9 @@ class IdleReason(StrEnum):
     WEIGHT_ZERO = "weight_zero"
     BACKUP = "backup"  # a backup server while a primary is up
     REMOVED = "removed"  # no longer configured; its flows may still end
+
+
+class ShareReason(StrEnum):
+    """Why a server that takes new flows takes fewer than its weight says."""
+
+    SLOW_START = "slow_start"

@@ -43,11 +43,19 @@ class ServerSpec:
 
 @dataclass(frozen=True, slots=True)
 class TableMember:
-    """One server of a LookupTable. ``identity`` is hashed (ADDRESS:PORT, so that nodes agree), ``key`` names it."""
+    """One server of a LookupTable.
+
+    Attributes:
+        key: Names it.
+        identity: Is hashed: ADDRESS:PORT, so that nodes agree.
+        weight: Its slots of the table relative to the others'.
+        share: Per cent of these slots that it has for now; the rest is spread over all, as a dead member's slots are.
+    """
 
     key: str
     identity: str
     weight: int
+    share: int = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ class ServerView:
     name: str
     address: str
     weight: int  # configured, or set at run time
-    effective_weight: int  # what the scheduler uses now; 0: no new flows
+    effective_weight: int  # what the scheduler uses now, rounded up; 0: no new flows
     backup: bool
     admin: str  # AdminState
     health: str  # "up" | "down" | "none" (not checked)
@@ -33,6 +33,8 @@ class ServerView:
     connect_failures_total: int
     bytes_in_total: int  # client to server
     bytes_out_total: int
+    share: int = 100  # per cent of its weight that it has for now
+    share_reason: str | None = None  # ShareReason
 
 
 @dataclass(frozen=True, slots=True)

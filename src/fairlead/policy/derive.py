@@ -21,19 +21,21 @@ from fairlead.model.configuration import Configuration
 from fairlead.model.health import Verdict
 from fairlead.model.net import Endpoint
 from fairlead.model.pool import AdminState
-from fairlead.model.reasons import DownReason, IdleReason
+from fairlead.model.reasons import DownReason, IdleReason, ShareReason
 from fairlead.model.service import VirtualService
 from fairlead.model.state import DesiredState, ForwardingState, Listener, ServiceMode, ServiceSpec
 from fairlead.policy import tables
 from fairlead.policy.access import allowed_ranges
 from fairlead.policy.flowhash import service_seed
 from fairlead.policy.members import Choice, Member, choose, departed, standing, usable
+from fairlead.policy.rising import FULL, next_step_at
 from fairlead.policy.runtime import (
     Departure,
     Override,
     Runtime,
     adopt,
     keyed_servers,
+    noted,
     set_admin,
     set_weight,
     settle,
@@ -50,6 +52,7 @@ __all__ = [
     "ServiceStatus",
     "adopt",
     "desired",
+    "noted",
     "set_admin",
     "set_weight",
     "settle",
@@ -64,7 +67,8 @@ class ServerStatus:
 
     Attributes:
         weight: Configured, or set at run time.
-        effective_weight: What schedulers use now; 0 exactly when ``idle_reason`` says why.
+        effective_weight: What schedulers use now, rounded up; 0 exactly when ``idle_reason`` says why.
+        share: Per cent of its weight that it has for now; below 100 exactly when ``share_reason`` says why.
         health: None when it is not checked (no monitor, maintenance, or removed).
         drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
     """
@@ -83,6 +87,8 @@ class ServerStatus:
     detail: str
     drain_deadline: float | None
     max_connections: int
+    share: int = FULL
+    share_reason: ShareReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +124,11 @@ def desired(configuration: Configuration, runtime: Runtime, now: float) -> Deriv
         for service in services
     }
     busy = _busy(pools.values(), choices.values())
+    moments = [moment for member in members for moment in _moments(member)]
+    moments += [next_step_at(configuration.pools[it.pool].slow_start_s, now) for it in members if it.rises]
     return Derived(
         _state(configuration, members, choices),
-        min((moment for member in members for moment in _moments(member) if moment > now), default=None),
+        min((moment for moment in moments if moment > now), default=None),
         {member.key: _server_status(member, busy=member.key in busy) for member in members},
         {service.name: _service_status(choices[service.name], pools[service.pool], service) for service in services},
     )
@@ -193,7 +201,7 @@ def _server_status(member: Member, *, busy: bool) -> ServerStatus:
         name=member.server.name,
         endpoint=member.server.endpoint,
         weight=member.weight,
-        effective_weight=member.weight if busy else 0,
+        effective_weight=-(-member.weight * member.share // FULL) if busy else 0,
         backup=member.server.backup,
         admin=member.admin,
         health=health.verdict if health else None,
@@ -202,6 +210,8 @@ def _server_status(member: Member, *, busy: bool) -> ServerStatus:
         detail=health.detail if health else unchecked,
         drain_deadline=member.drain_deadline,
         max_connections=member.server.max_connections,
+        share=member.share,
+        share_reason=member.share_reason,
     )
 
 

@@ -3,6 +3,8 @@
 
 Invariants: a base table is filled over all members, dead or alive; a dead member's slots go to live ones by an order
 of preference that belongs to the slot and not to who is dead. So exactly a dead member's slots move, and come back.
+A member with a share of its slots is dead in the others; which ones are its first is fixed, too, so that a share that
+grows takes slots back and moves no other.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from fairlead.policy.turns import reduced, spread
 Permutation = tuple[int, int]  # offset and skip: position j is slot (offset + j * skip) % size
 Claim = tuple[str, int]  # identity and weight of a member
 
+WHOLE = 100  # per cent
 _KEPT_BASES = 32  # of 128 kB each: health changes a table often, its base seldom
+_SHARE_LEVEL = 64  # of the permutations one that reassigning hardly ever gets to
 _FEW_SLOTS = 192  # free slots from which on looking at each is cheaper than walking into taken ones
 
 
@@ -64,12 +68,12 @@ def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: in
     return owner
 
 
-def fill(members: Sequence[Claim], live: Sequence[bool], seed: bytes, size: int) -> array[int]:
+def fill(members: Sequence[Claim], shares: Sequence[int], seed: bytes, size: int) -> array[int]:
     """The table as it is used: the base table with every dead member's slots given to live members.
 
     Args:
         members: Identity and weight of every member, in configured order, which all nodes share.
-        live: Which of them may be chosen; at least one.
+        shares: Per cent of its slots that each has: 0 for the dead, 100 for the live; at least one above 0.
         seed: 16 bytes; nodes with the same seed and members build the same table.
         size: Number of slots, a prime, at least as many as members.
 
@@ -77,11 +81,26 @@ def fill(members: Sequence[Claim], live: Sequence[bool], seed: bytes, size: int)
         For each slot an index into ``members``.
     """
     base = _base(tuple(members), seed, size)
-    if all(live):
+    if min(shares) == WHOLE:
         return array("H", base)
-    if sum(live) == 1:
-        return array("H", [live.index(True)]) * size
-    return _reassign(base, live, seed)
+    alive = [index for index, share in enumerate(shares) if share]
+    if len(alive) == 1:
+        return array("H", alive) * size
+    return _reassign(base, _kept(base, shares, seed), seed)
+
+
+def _kept(base: array[int], shares: Sequence[int], seed: bytes) -> bytearray:
+    """For each slot whether its owner has it for now."""
+    if all(share in {0, WHOLE} for share in shares):
+        alive = bytes(bool(share) for share in shares)
+        return bytearray(alive[owner] for owner in base)
+    size = len(base)
+    scale, shift = next(islice(levels(seed, size), _SHARE_LEVEL, None))
+    bounds = [share * size for share in shares]
+    kept = bytearray((slot * scale + shift) % size * WHOLE < bounds[owner] for slot, owner in enumerate(base))
+    if not any(kept):  # small shares of few slots
+        return bytearray(bool(shares[owner]) for owner in base)
+    return kept
 
 
 @lru_cache(maxsize=_KEPT_BASES)
@@ -92,21 +111,21 @@ def _base(members: tuple[Claim, ...], seed: bytes, size: int) -> array[int]:
     return array("H", populate(permutations, turns, size))
 
 
-def _reassign(base: array[int], live: Sequence[bool], seed: bytes) -> array[int]:
-    """Give the slots of dead members away, level by level.
+def _reassign(base: array[int], kept: bytearray, seed: bytes) -> array[int]:
+    """Give the slots away that their owners do not have, level by level.
 
-    A level is a permutation of all slots: slot ``taker`` looks to ``giver``, and gets its owner if that one lives.
+    A level is a permutation of all slots: slot ``taker`` looks to ``giver``, and gets its owner if that one has it.
     Levels are fixed by the seed, therefore a slot asks the same slots in the same order whoever is dead. Walking from
     whichever side is smaller keeps the work near ``size * ln(size)`` steps even when nearly all are dead.
     """
     size = len(base)
     table = array("H", base)
-    givers = [slot for slot, owner in enumerate(base) if live[owner]]
-    orphans = {slot for slot, owner in enumerate(base) if not live[owner]}
+    givers = [slot for slot in range(size) if kept[slot]]
+    orphans = {slot for slot in range(size) if not kept[slot]}
     for scale, shift in levels(seed, size):
         if len(orphans) < len(givers):
             inverse = pow(scale, -1, size)
-            found = [slot for slot in orphans if live[base[(slot - shift) * inverse % size]]]
+            found = [slot for slot in orphans if kept[(slot - shift) * inverse % size]]
             for slot in found:
                 table[slot] = base[(slot - shift) * inverse % size]
             orphans.difference_update(found)

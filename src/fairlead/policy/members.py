@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer
-from fairlead.model.reasons import IdleReason
+from fairlead.model.reasons import IdleReason, ShareReason
 from fairlead.model.service import WhenAllDown
 from fairlead.model.state import FlowTreatment, ServerSpec, ServiceMode
+from fairlead.policy import rising
 from fairlead.policy.health import combine, target_key
+from fairlead.policy.rising import FULL
 from fairlead.policy.runtime import (
     FORGET_AFTER_S,
     Departure,
@@ -36,6 +38,9 @@ class Member:
         health: None when it is not checked (no monitor, maintenance, or departed).
         drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
         forgotten_at: Monotonic moment at which a departed server goes, or None.
+        share: Per cent of its weight that it has for now.
+        share_reason: Why that is less than 100, or None.
+        unit: What a data plane's weights count in: 1, or 100 where shares may come up.
     """
 
     key: str
@@ -48,6 +53,19 @@ class Member:
     drain_deadline: float | None = None
     forgotten_at: float | None = None
     departed: bool = False
+    share: int = FULL
+    share_reason: ShareReason | None = None
+    unit: int = 1
+
+    @property
+    def scaled_weight(self) -> int:
+        """Its weight for now, in units."""
+        return self.weight * self.unit * self.share // FULL
+
+    @property
+    def rises(self) -> bool:
+        """Whether its share grows with time."""
+        return self.share_reason is ShareReason.SLOW_START
 
     @property
     def eligible(self) -> bool:
@@ -62,7 +80,7 @@ class Member:
     @property
     def spec(self) -> ServerSpec:
         """What the data plane is told."""
-        return ServerSpec(self.key, self.server.endpoint, self.weight, self.server.max_connections, self.flows)
+        return ServerSpec(self.key, self.server.endpoint, self.scaled_weight, self.server.max_connections, self.flows)
 
     def idle_reason(self, *, busy: bool) -> IdleReason | None:
         """Why it takes no new flows; None when it does (``busy``)."""
@@ -107,7 +125,18 @@ def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealSer
     if drains(admin, weight):
         deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
         flows = _until(deadline, now)
-    return Member(key, pool.name, server, admin, weight, health, flows, deadline)
+    share, why = _share(runtime, now, key, pool)
+    unit = FULL if pool.has_shares else 1
+    return Member(
+        key, pool.name, server, admin, weight, health, flows, deadline, share=share, share_reason=why, unit=unit
+    )
+
+
+def _share(runtime: Runtime, now: float, key: str, pool: Pool) -> tuple[int, ShareReason | None]:
+    """Per cent of its weight, and why it is not all."""
+    since = runtime.rising.get(key)
+    share = FULL if since is None else rising.share(since, pool.slow_start_s, now)
+    return share, ShareReason.SLOW_START if share < FULL else None
 
 
 def departed(configuration: Configuration, runtime: Runtime, now: float, key: str, departure: Departure) -> Member:

@@ -18,6 +18,7 @@ from fairlead.model.health import HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer, server_key
 from fairlead.model.state import ServerSpec
 from fairlead.policy.health import combine, target_key
+from fairlead.policy.rising import note
 
 FORGET_AFTER_S = 5.0  # after its deadline a departed server stays this long, so that its flows are reset, not orphaned
 UNKNOWN_DRAIN_TIMEOUT_S = 300.0  # of a pool that is gone, with the file that knew its own
@@ -51,12 +52,20 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Attributes are keyed by target or by server key (POOL/SERVER); ``drain_since`` is when it began to drain."""
+    """What happened, by target or by server key (POOL/SERVER).
+
+    Attributes:
+        drain_since: When it began to drain.
+        resting: Servers with slow start that were last seen unable to take new flows.
+        rising: When it came up again; only while its slow start lasts.
+    """
 
     health: Mapping[ProbeTarget, HealthState] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
     drain_since: Mapping[str, float] = field(default_factory=dict)
     departures: Mapping[str, Departure] = field(default_factory=dict)
+    resting: frozenset[str] = frozenset()
+    rising: Mapping[str, float] = field(default_factory=dict)
 
 
 def admin_state(runtime: Runtime, key: str, server: RealServer) -> AdminState:
@@ -136,6 +145,7 @@ def transition(old: Configuration, new: Configuration, runtime: Runtime, now: fl
 
     Servers that are gone depart: their flows may end until the old pool's drain timeout after they left, or after
     they began to drain. Servers that stay keep their drain clock and their verdict, also under changed monitors.
+    Servers that join a pool start slowly.
     """
     after = {key: server for key, _, server in keyed_servers(new)}
     departures = {key: departure for key, departure in runtime.departures.items() if key not in after}
@@ -145,7 +155,9 @@ def transition(old: Configuration, new: Configuration, runtime: Runtime, now: fl
             departures[key] = Departure(pool.name, server, max(now, deadline), now)
     health = {**_inherited(old, new, runtime), **runtime.health}
     overrides = {key: kept for key, server in after.items() if (kept := _override(runtime, key, server)).is_set}
-    return _settled(new, replace(runtime, departures=departures, health=health, overrides=overrides), now)
+    resting = runtime.resting | _joined(old, new)
+    runtime = replace(runtime, departures=departures, health=health, overrides=overrides, resting=resting)
+    return _settled(new, runtime, now)
 
 
 def settle(configuration: Configuration, runtime: Runtime, now: float, idle: frozenset[str]) -> Runtime:
@@ -163,6 +175,15 @@ def settle(configuration: Configuration, runtime: Runtime, now: float, idle: fro
         if not _is_over(configuration, departure, now, idle=key in idle)
     }
     return _settled(configuration, replace(runtime, departures=departures), now)
+
+
+def noted(configuration: Configuration, runtime: Runtime, now: float) -> Runtime:
+    """What follows from verdicts that have changed: who rests, and who comes up slowly."""
+    if not any(pool.slow_start_s for pool in configuration.pools.values()):
+        return replace(runtime, resting=frozenset(), rising={}) if runtime.resting or runtime.rising else runtime
+    seen = ((key, pool, _able(runtime, key, pool, server)) for key, pool, server in keyed_servers(configuration))
+    resting, rising = note(seen, runtime.resting, runtime.rising, now)
+    return replace(runtime, resting=resting, rising=rising)
 
 
 def adopt(configuration: Configuration, runtime: Runtime, held: Iterable[ServerSpec], now: float) -> Runtime:
@@ -197,7 +218,27 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
     }
     probed = targets(configuration, runtime)
     health = {target: state for target, state in runtime.health.items() if target in probed}
-    return replace(runtime, drain_since=drain_since, health=health)
+    return noted(configuration, replace(runtime, drain_since=drain_since, health=health), now)
+
+
+def _able(runtime: Runtime, key: str, pool: Pool, server: RealServer) -> bool | None:
+    """Whether a server may take new flows; None while its health is not known."""
+    if admin_state(runtime, key, server) is not AdminState.READY or present_weight(runtime, key, server) == 0:
+        return False
+    if not pool.monitors:
+        return True
+    state = combine([runtime.health.get(target_key(server, monitor), HealthState()) for monitor in pool.monitors])
+    return state.verdict is Verdict.UP or (None if not state.checked else False)
+
+
+def _joined(old: Configuration, new: Configuration) -> frozenset[str]:
+    """Servers that are new in a pool that is not."""
+    before = {(pool.name, server.endpoint) for _, pool, server in keyed_servers(old)}
+    return frozenset(
+        key
+        for key, pool, server in keyed_servers(new)
+        if pool.name in old.pools and (pool.name, server.endpoint) not in before
+    )
 
 
 def _inherited(old: Configuration, new: Configuration, runtime: Runtime) -> dict[ProbeTarget, HealthState]:

@@ -16,6 +16,7 @@ from fairlead.model.service import Scheduler
 from fairlead.model.state import TableMember, TableSpec
 from fairlead.policy import maglev
 from fairlead.policy.members import Choice
+from fairlead.policy.rising import FULL
 from fairlead.policy.turns import reduced, spread
 
 MAGLEV_SIZE = 65537  # section 5.3 of the Maglev paper; shares stay within 1 % of the weights up to 655 servers
@@ -40,13 +41,19 @@ def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
 
     ``maglev``, ``sh`` and ``random`` share the Maglev filling; its members are the whole tier, so that a server that
     comes or goes moves its own slots only. ``rr``, ``lc`` and ``wlc`` share a table with one slot for each live server,
-    ``wrr`` has one period of its weighted turns; their members are the live servers.
+    ``wrr`` has one period of its weighted turns, and so has ``rr`` while a server has a share only; their members are
+    the live servers.
     """
     filling = _FILLINGS[scheduler]
     live = frozenset(member.key for member in choice.live)
     if filling is Scheduler.MAGLEV:
         return TableSpec(filling, MAGLEV_SIZE, seed, tuple(_base_members(choice)), live)
-    weights = [member.weight if filling is Scheduler.WRR else 1 for member in choice.live]
+    if scheduler is Scheduler.WRR:
+        weights = [member.scaled_weight for member in choice.live]
+    elif scheduler is Scheduler.RR and any(member.share < FULL for member in choice.live):
+        filling, weights = Scheduler.WRR, [member.share for member in choice.live]
+    else:
+        weights = [1] * len(choice.live)
     turns = reduced(weights, MAX_PERIOD)
     members = (TableMember(it.key, str(it.server.endpoint), turn) for it, turn in zip(choice.live, turns, strict=True))
     return TableSpec(filling, sum(turns), bytes(SEED_SIZE), tuple(members), live)
@@ -56,7 +63,7 @@ def _base_members(choice: Choice) -> Iterator[TableMember]:
     for member in choice.tier:
         # A server whose weight was set to 0 at run time stays in the base, dead, by its weight in the file.
         if base := member.weight or member.server.weight:
-            yield TableMember(member.key, str(member.server.endpoint), base)
+            yield TableMember(member.key, str(member.server.endpoint), base, member.share)
 
 
 def digest(spec: TableSpec) -> str:
@@ -64,7 +71,8 @@ def digest(spec: TableSpec) -> str:
     text = hashlib.blake2b(digest_size=16)
     fields = [spec.scheduler, str(spec.size), spec.seed.hex()]
     for member in spec.members:
-        fields += (member.key, member.identity, str(member.weight), "live" if member.key in spec.live else "dead")
+        share = "live" if member.share == FULL else f"live {member.share}%"
+        fields += (member.key, member.identity, str(member.weight), share if member.key in spec.live else "dead")
     text.update("\0".join(fields).encode())
     return text.hexdigest()
 
@@ -82,7 +90,8 @@ def build(spec: TableSpec) -> array[int]:
     if len(live) > MAX_MEMBERS or (len(live) if is_maglev else sum(live)) > spec.size:
         raise ContractViolation(f"{len(live)} members do not fit a table of {spec.size} slots (at most {MAX_MEMBERS})")
     if is_maglev:
-        return maglev.fill([(it.identity, it.weight) for it in spec.members], live, spec.seed, spec.size)
+        shares = [it.share if it.key in spec.live else 0 for it in spec.members]
+        return maglev.fill([(it.identity, it.weight) for it in spec.members], shares, spec.seed, spec.size)
     order = [index for index, lives in enumerate(live) if lives]
     if spec.scheduler is Scheduler.WRR:
         turns = reduced([spec.members[index].weight for index in order], MAX_PERIOD)

@@ -203,6 +203,11 @@ def test_what_is_switched_off_is_no_gap() -> None:
 
 
 WARNINGS = [
+    (
+        "services: {s: {listen: 192.0.2.9:80, pool: p, scheduler: §lc}}" + POOL.replace("80]", "80], slow_start: 9s"),
+        "services.s.scheduler",
+        "use `wlc`",
+    ),
     ("pools: {p: {§servers: []}}" + SERVICE, "pools.p.servers", "no servers"),
     ("pools: {p: {§servers: [{address: 192.0.2.1:80, weight: 0}]}}" + SERVICE, "pools.p.servers", "weight 0"),
     ("pools: {p: {§servers: [{address: 192.0.2.1:80, backup: true}]}}" + SERVICE, "pools.p.servers", "backup"),

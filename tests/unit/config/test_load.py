@@ -75,7 +75,6 @@ def test_quickstart_loads_as_its_comment_says() -> None:
                 "services.web.proxy_protocol.send",
                 "services.dns.protocol",
                 "pools.web.passive",
-                "pools.web.slow_start",
             },
         ),
         ("pair.yaml", {"services.web.forwarding", "vips", "vrrp"}),

@@ -354,3 +354,38 @@ def test_the_dump_has_everything(tmp_path: Path) -> None:
             assert word in text
 
     run_virtually(run())
+
+
+def test_a_server_that_returns_starts_slowly_also_across_reloads_and_restarts(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, slow_start_s=20.0))
+        tables: set[str] = set()
+
+        async def share_after(seconds: float) -> int:
+            await asyncio.sleep(seconds)
+            tables.update(bench.plane.state.tables)
+            (view,) = [view for view in await bench.agent.servers() if view.address == A]
+            assert view.share_reason == ("slow_start" if view.share < 100 else None)
+            return view.share
+
+        async with bench.running() as agent:
+            assert await share_after(0.5) == 100
+            bench.dead = {A}
+            await bench.until_live({B})
+            bench.dead = set()
+            await bench.until_live({A, B})
+            began = asyncio.get_running_loop().time()
+            assert await share_after(0.1) == 10
+            assert await share_after(7.0) in {20, 30, 40}
+            bench.file = site(A, B, slow_start_s=20.0, drain_timeout_s=1.0)
+            await agent.reload(dry_run=False)
+            assert await share_after(0.1) in {20, 30, 40}
+        bench.agent = bench.build(bench.file)
+        async with bench.running() as agent:
+            assert await share_after(0.1) in {20, 30, 40}
+            while await share_after(0.1) < 100:
+                continue
+            assert 20.0 <= asyncio.get_running_loop().time() - began <= 22.2
+        assert len(tables) <= 12
+
+    run_virtually(run())

@@ -31,6 +31,8 @@ def happened(known: Configuration) -> Runtime:
         overrides={"web/10.0.0.1:80": Override(AdminState.DRAIN, 7, AdminState.READY, 1)},
         drain_since={"web/10.0.0.1:80": 17.5},
         departures={"web/old": Departure("web", server("[2001:db8::1]:80", name="old"), 99.5, 12.0)},
+        resting=frozenset({"web/10.0.0.1:80"}),
+        rising={"web/10.0.0.2:80": 81.25},
     )
 
 

@@ -58,32 +58,32 @@ def test_populate_equals_the_pseudocode(count: int, size: int) -> None:
 
 
 def test_shares_are_within_one_percent_of_equal_weights() -> None:
-    shares = Counter(maglev.fill(members(100), [True] * 100, SEED, SIZE))
+    shares = Counter(maglev.fill(members(100), [100] * 100, SEED, SIZE))
     assert all(abs(shares[index] / (SIZE / 100) - 1) < 0.01 for index in range(100))
 
 
 def test_shares_are_within_one_percent_of_different_weights() -> None:
     weights = [1 + index % 4 for index in range(100)]
     claims = [(identity, weight) for (identity, _), weight in zip(members(100), weights, strict=True)]
-    shares = Counter(maglev.fill(claims, [True] * 100, SEED, SIZE))
+    shares = Counter(maglev.fill(claims, [100] * 100, SEED, SIZE))
     exact = [SIZE * weight / sum(weights) for weight in weights]
     assert all(abs(shares[index] / exact[index] - 1) < 0.01 for index in range(100))
 
 
 def test_heavy_weights_leave_everybody_a_slot() -> None:
     claims = [("10.0.0.1:80", 1_000_000), *members(99)[1:]]
-    shares = Counter(maglev.fill(claims, [True] * len(claims), SEED, SIZE))
+    shares = Counter(maglev.fill(claims, [100] * len(claims), SEED, SIZE))
     assert min(shares[index] for index in range(len(claims))) >= 1
 
 
-def live_without(count: int, *dead: int) -> list[bool]:
-    return [index not in dead for index in range(count)]
+def live_without(count: int, *dead: int) -> list[int]:
+    return [0 if index in dead else 100 for index in range(count)]
 
 
 @pytest.mark.parametrize("dead", [(0,), (99,), (3, 4, 5), tuple(range(60)), tuple(range(1, 99))])
 def test_only_slots_of_dead_members_move(dead: tuple[int, ...]) -> None:
     claims = members(100)
-    before = maglev.fill(claims, [True] * 100, SEED, SIZE)
+    before = maglev.fill(claims, [100] * 100, SEED, SIZE)
     after = maglev.fill(claims, live_without(100, *dead), SEED, SIZE)
     assert not set(after) & set(dead)
     assert all(old == new for old, new in zip(before, after, strict=True) if old not in dead)
@@ -103,7 +103,7 @@ def test_a_second_death_moves_only_its_own_slots_and_a_return_only_those() -> No
 
 def test_slots_of_the_dead_are_spread_by_weight() -> None:
     claims = [*members(10), ("10.1.0.1:80", 5)]
-    before = Counter(maglev.fill(claims, [True] * 11, SEED, SIZE))
+    before = Counter(maglev.fill(claims, [100] * 11, SEED, SIZE))
     after = Counter(maglev.fill(claims, live_without(11, 0), SEED, SIZE))
     won = [after[index] - before[index] for index in range(1, 11)]
     assert won[-1] == pytest.approx(before[0] * 5 / 14, rel=0.1)
@@ -113,7 +113,7 @@ def test_slots_of_the_dead_are_spread_by_weight() -> None:
 def test_a_slot_asks_in_the_same_order_from_either_side() -> None:
     """Few dead are walked from their side, many from the side of the living: both must follow the same levels."""
     claims, size = members(10), 1021
-    base = maglev.fill(claims, [True] * 10, SEED, size)
+    base = maglev.fill(claims, [100] * 10, SEED, size)
     for dead in (2, 5, 8):
         live = live_without(10, *range(dead))
         expected = list(base)
@@ -122,22 +122,22 @@ def test_a_slot_asks_in_the_same_order_from_either_side() -> None:
             while not live[expected[slot]]:
                 scale, shift = next(levels)
                 expected[slot] = base[(slot - shift) * pow(scale, -1, size) % size]
-            assert live[owner] is (expected[slot] == owner)
+            assert bool(live[owner]) is (expected[slot] == owner)
         assert list(maglev.fill(claims, live, SEED, size)) == expected
 
 
 def test_another_seed_gives_another_table() -> None:
-    assert maglev.fill(members(5), [True] * 5, SEED, 251) != maglev.fill(members(5), [True] * 5, bytes(16), 251)
+    assert maglev.fill(members(5), [100] * 5, SEED, 251) != maglev.fill(members(5), [100] * 5, bytes(16), 251)
 
 
 def test_the_only_live_member_gets_everything() -> None:
-    assert set(maglev.fill(members(3), [False, True, False], SEED, 251)) == {1}
+    assert set(maglev.fill(members(3), [0, 100, 0], SEED, 251)) == {1}
 
 
 def test_a_kept_base_is_not_handed_out() -> None:
-    first = maglev.fill(members(5), [True] * 5, SEED, 251)
+    first = maglev.fill(members(5), [100] * 5, SEED, 251)
     first[0] = 77
-    assert maglev.fill(members(5), [True] * 5, SEED, 251)[0] != 77
+    assert maglev.fill(members(5), [100] * 5, SEED, 251)[0] != 77
 
 
 @pytest.mark.serial
@@ -154,5 +154,24 @@ def test_a_table_is_built_fast(count: int, limit_s: float) -> None:
 
 def test_the_table_is_the_same_on_every_node() -> None:
     """Another result moves flows between nodes of different versions: whoever changes it must mean it."""
-    table = maglev.fill(members(3), [True, False, True], SEED, 13)
+    table = maglev.fill(members(3), [100, 0, 100], SEED, 13)
     assert table.tolist() == [2, 2, 2, 0, 0, 2, 0, 0, 2, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("others", [100, 50])
+def test_a_share_that_grows_takes_slots_back_and_moves_no_other(others: int) -> None:
+    claims = members(10)
+    own = {slot for slot, owner in enumerate(maglev.fill(claims, [100] * 10, SEED, SIZE)) if owner == 9}
+    before = maglev.fill(claims, [others] * 9 + [0], SEED, SIZE)
+    for share in range(10, 101, 10):
+        after = maglev.fill(claims, [others] * 9 + [share], SEED, SIZE)
+        moved = {slot for slot, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
+        assert moved
+        assert all(after[slot] == 9 for slot in moved)
+        assert others < 100 or moved <= own
+        assert Counter(after)[9] == pytest.approx(SIZE * share / (9 * others + share), rel=0.05)
+        before = after
+
+
+def test_small_shares_of_few_slots_still_give_a_table() -> None:
+    assert set(maglev.fill(members(3), [1, 1, 0], SEED, 3)) == {0, 1}
