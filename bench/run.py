@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], choices=NAMES, help="contenders to measure")
     parser.add_argument("--json", type=Path, help="where to write all samples (default: bench/results/TIME.json)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     started = time.time()
     cpus = split_cpus(arguments.workers)
     results = Results(describe())
