@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bed, once for all packet tests of a process; every test gets a freshly loaded program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fairlead.dataplane.xdp.libbpf import LoadedObject
+from support.xdp import Bed, build_links, open_bed, own_namespace, testbed_object
+
+
+@pytest.fixture(scope="package")
+def namespace() -> Iterator[None]:
+    with own_namespace(), LoadedObject(testbed_object()) as stub:
+        links = build_links(stub)
+        yield
+        for link in links:
+            link.close()
+
+
+@pytest.fixture(params=[1, 0], ids=["fast", "general"])
+def bed(namespace: None, request: pytest.FixtureRequest) -> Iterator[Bed]:
+    with open_bed(fast_path=request.param, hop_ttl=0) as opened:
+        yield opened
