@@ -249,14 +249,10 @@ __noinline int answer_error(struct xdp_md *ctx, const struct packet *p, __u32 ki
 	return 0;
 }
 
-/* RFC 1122 section 3.2.2: no error about an error, a fragment, or for a group of hosts. */
+/* RFC 1122 section 3.2.2: no error about a fragment. (Errors and groups of hosts do not come this far.) */
 static __always_inline _Bool may_complain(const struct packet *p)
 {
-	if (p->fragment == LATER_FRAGMENT || p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6)
-		return 0;
-	if (p->family == 4)
-		return p->src.word[3] && (bpf_ntohl(p->src.word[3]) >> 28) != 14 && p->src.word[3] != 0xffffffff;
-	return (bpf_ntohl(p->src.word[0]) >> 24) != 0xff;
+	return p->fragment != LATER_FRAGMENT;
 }
 
 static __always_inline int too_big(struct xdp_md *ctx, const struct packet *p, __u32 mtu)

@@ -35,7 +35,8 @@ __noinline int parse_quote(struct xdp_md *ctx, const struct packet *p, struct pa
 	if (p->family == 4) {
 		struct iphdr *ip = at(ctx, q->l3, sizeof(*ip));
 
-		if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET))
+		if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET) || unroutable4(ip->saddr) ||
+		    unroutable4(ip->daddr))
 			return -1;
 		set_addr4(&q->src, ip->daddr);
 		set_addr4(&q->dst, ip->saddr);
@@ -48,6 +49,8 @@ __noinline int parse_quote(struct xdp_md *ctx, const struct packet *p, struct pa
 			return -1;
 		__builtin_memcpy(&q->src, &ip->daddr, sizeof(q->src));
 		__builtin_memcpy(&q->dst, &ip->saddr, sizeof(q->dst));
+		if (unroutable6(&q->src) || unroutable6(&q->dst))
+			return -1;
 		q->proto = ip->nexthdr;
 		q->l4 = q->l3 + sizeof(*ip);
 	}

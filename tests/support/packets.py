@@ -51,7 +51,9 @@ def ends(source: str, destination: str) -> Ends:
     return Ends(ip_address(a.strip("[]")), int(p), ip_address(b.strip("[]")), int(q))
 
 
-def tcp(e: Ends, flags: int = ACK, payload: bytes = b"", seq: int = 1000, ack: int = 2000, options: bytes = b"") -> bytes:
+def tcp(
+    e: Ends, flags: int = ACK, payload: bytes = b"", seq: int = 1000, ack: int = 2000, options: bytes = b""
+) -> bytes:
     """A TCP segment."""
     offset = (20 + len(options)) // 4
     head = struct.pack(">HHIIBBHHH", e.sport, e.dport, seq, ack, offset << 4, flags, 65535, 0, 0)
@@ -107,7 +109,14 @@ def ipv4(
 
 
 def ipv6(
-    source: Address, destination: Address, following: int, payload: bytes, *, hops: int = 64, tos: int = 0, label: int = 0
+    source: Address,
+    destination: Address,
+    following: int,
+    payload: bytes,
+    *,
+    hops: int = 64,
+    tos: int = 0,
+    label: int = 0,
 ) -> bytes:
     """An IPv6 packet; extension headers are part of ``payload``."""
     return (
@@ -126,7 +135,12 @@ def packet(e: Ends, protocol: int, payload: bytes, *, ttl: int = 64, tos: int = 
 
 
 def frame(
-    ip: bytes, *, source: bytes = CLIENT_MAC, destination: bytes = NODE_MAC, tags: tuple[int, ...] = (), kind: int | None = None
+    ip: bytes,
+    *,
+    source: bytes = CLIENT_MAC,
+    destination: bytes = NODE_MAC,
+    tags: tuple[int, ...] = (),
+    kind: int | None = None,
 ) -> bytes:
     """An Ethernet frame around an IP packet, with 802.1Q tags."""
     if kind is None:

@@ -124,7 +124,10 @@ def hop_to(address: Address) -> Hop | str:
         return "none"
     for port in PORTS:
         for own in port.addresses:
-            if address in ip_network(own, strict=False):
+            net = ip_network(own, strict=False)
+            if address in (net.broadcast_address if net.version == 4 else net.network_address,):
+                return "local"  # broadcast, or the routers' anycast address
+            if address in net:
                 known = NEIGHBOURS.get(str(address))
                 return Hop(port, known[1] if known else None, gateway=False)
     best = max((ip_network(net), via) for net, via in ROUTES if address in ip_network(net))
@@ -191,7 +194,9 @@ class Bed:
         self._units += len(block) // 8
         return base, len(slots)
 
-    def server(self, number: int, endpoint: str, *, generation: int = 1, flags: int = 0, source: str = "", spread: int = 0) -> None:
+    def server(
+        self, number: int, endpoint: str, *, generation: int = 1, flags: int = 0, source: str = "", spread: int = 0
+    ) -> None:
         """Put a server, ``ADDRESS:PORT``."""
         host, _, port = endpoint.rpartition(":")
         address = ip_address(host.strip("[]"))
@@ -239,7 +244,9 @@ class Bed:
         for start, bits in port_prefixes(first, last):
             self.maps["ranges"].put(abi.RangeKey(abi.ANY_PORT_BITS + bits, raw, protocol, start).pack(), _u32(service))
 
-    def reply(self, endpoint: str, protocol: int, vip: str, port: int, service: int, server: int, flags: int = 0) -> None:
+    def reply(
+        self, endpoint: str, protocol: int, vip: str, port: int, service: int, server: int, flags: int = 0
+    ) -> None:
         """Let replies from ``endpoint`` be turned back to ``vip``:``port``."""
         host, _, number = endpoint.rpartition(":")
         address = ip_address(host.strip("[]"))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets worth trying: mostly of flows that exist, some about them, and some broken in one place."""
+
+from __future__ import annotations
+
+import random
+import struct
+from ipaddress import ip_address
+
+from support.packets import (
+    ACK,
+    FIN,
+    ICMP,
+    ICMP6,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Ends,
+    extension,
+    fragment6,
+    frame,
+    icmp,
+    ipv4,
+    ipv6,
+    tcp,
+    udp,
+)
+from support.xdp import INSIDE, NARROW, OUTSIDE, Port
+
+CLIENTS4 = (
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.200",
+    "10.0.0.77",
+    "10.0.1.10",
+    "10.0.1.77",
+    "10.0.0.1",
+    "224.0.0.5",
+    "0.0.0.0",
+)
+CLIENTS6 = ("2001:db8:c::1", "2001:db8:d::2", "2001:db8:1::10", "ff02::1", "2001:db8::1", "fe80::1", "::1")
+VIPS4 = ("10.0.0.100", "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104", "10.0.0.200", "10.0.1.1")
+VIPS6 = ("2001:db8::100", "2001:db8::104", "2001:db8::200", "2001:db8:1::1")
+SERVERS4 = ("10.0.1.10", "10.0.1.11", "10.0.1.12", "10.0.1.13", "10.9.0.5", "192.0.2.1", "10.0.1.30")
+SERVERS6 = ("2001:db8:1::10", "2001:db8:1::11", "2001:db8:1::12", "2001:db8:1::13")
+PORTS = (80, 80, 81, 82, 83, 84, 1000, 1500, 8080, 9)
+CLIENT_PORTS = (1000, 1001, 2000, 2001, 65535)
+FLAGS = (ACK, ACK, ACK, SYN, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, 0, SYN | FIN)
+
+
+class Generator:
+    """Frames from a seed, each with the port it comes in by."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.history: list[bytes] = []
+
+    def frame(self) -> tuple[bytes, Port]:
+        r = self.random
+        version = r.choice((4, 4, 6))
+        if r.random() < 0.1:
+            ip = self._error(version)
+        elif r.random() < 0.03:
+            ip = self._echo(version)
+        else:
+            ip = self._packet(version, self._ends(version))
+        tags = tuple(r.sample((5, 0x2007, 4095), r.choice((1, 1, 2, 3)))) if r.random() < 0.1 else ()
+        out = frame(ip, tags=tags)
+        if r.random() < 0.1:
+            out += r.randbytes(r.randrange(1, 30))
+        if r.random() < 0.15:
+            out = self._broken(out)
+        return out.ljust(14, b"\0"), r.choice((OUTSIDE, OUTSIDE, INSIDE, NARROW))
+
+    def _ends(self, version: int) -> Ends:
+        r = self.random
+        clients, vips, servers = (CLIENTS4, VIPS4, SERVERS4) if version == 4 else (CLIENTS6, VIPS6, SERVERS6)
+        client, cport = ip_address(r.choice(clients)), r.choice(CLIENT_PORTS)
+        kind = r.random()
+        if kind < 0.6:
+            return Ends(client, cport, ip_address(r.choice(vips)), r.choice(PORTS))
+        server = Ends(client, cport, ip_address(r.choice(servers)), r.choice((8080, 8080, 80, 1500)))
+        if kind < 0.95:
+            if version == 4 and r.random() < 0.2:
+                server = Ends(ip_address("10.0.1.1"), r.randrange(2000, 2030), server.destination, server.dport)
+            return server.reversed()
+        return server
+
+    def _transport(self, e: Ends) -> tuple[int, bytes]:
+        r = self.random
+        size = r.choice((0, 0, 1, 5, 100, 101, 1380, 1420, 1440, 1472, 1500))
+        payload = r.randbytes(size)
+        if r.random() < 0.5:
+            options = b"\1" * r.choice((0, 0, 12, 40))
+            return TCP, tcp(e, r.choice(FLAGS), payload, r.getrandbits(32), r.getrandbits(32), options)
+        return UDP, udp(e, payload, r.choice((None, None, None, 0, 0xFFFF, 1)))
+
+    def _packet(self, version: int, e: Ends) -> bytes:
+        r = self.random
+        protocol, payload = self._transport(e)
+        ttl, tos = r.choice((64, 64, 64, 2, 1, 0, 255)), r.choice((0, 0, 0xB8, 3))
+        pieces = r.random() < 0.15
+        if version == 4:
+            options = b"\1" * r.choice((0, 0, 0, 4, 40))
+            identity = r.choice((1, 2))
+            if not pieces:
+                return ipv4(
+                    e.source,
+                    e.destination,
+                    protocol,
+                    payload,
+                    ttl=ttl,
+                    tos=tos,
+                    fragment=r.choice((0x4000, 0x4000, 0)),
+                    options=options,
+                )
+            word, part = r.choice(
+                ((0x2000, payload[:24]), (3, payload[24:]), (0x2003, payload[24:]), (0x2000, payload[:8]))
+            )
+            return ipv4(
+                e.source, e.destination, protocol, part, ttl=ttl, identity=identity, fragment=word, options=options
+            )
+        following = protocol
+        if pieces:
+            first = r.random() < 0.5
+            head = fragment6(protocol, 0 if first else 24, more=first or r.random() < 0.5, identity=r.choice((1, 2)))
+            payload = head + (payload[:24] if first else payload[24:])
+            following = 44
+        while r.random() < 0.15:
+            kind = r.choice((0, 60, 43))
+            payload = extension(following, bytes(6) + bytes(8) * r.choice((0, 0, 1, 30))) + payload
+            following = kind
+        return ipv6(e.source, e.destination, following, payload, hops=ttl, tos=tos, label=r.getrandbits(20))
+
+    def _error(self, version: int) -> bytes:
+        r = self.random
+        e = self._ends(version).reversed()
+        quoted = self._packet(version, e)
+        cut = quoted[: r.choice((28, 36, 48, 60, 200, 20, 44))]
+        source = r.choice((e.destination, ip_address("10.9.0.1" if version == 4 else "2001:db8:e::1")))
+        where = e.source if r.random() < 0.9 else e.destination
+        ttl = r.choice((64, 64, 1))
+        if version == 4:
+            kind = r.choice(((3, 4), (3, 3), (11, 0), (12, 0), (5, 0)))
+            return ipv4(source, where, ICMP, icmp(*kind, struct.pack(">I", 1400), cut), ttl=ttl)
+        kind = r.choice(((2, 0), (1, 4), (3, 0), (4, 0), (135, 0)))
+        message = icmp(*kind, struct.pack(">I", 1400), cut, Ends(source, 0, where, 0))
+        return ipv6(source, where, ICMP6, message, hops=ttl)
+
+    def _echo(self, version: int) -> bytes:
+        r = self.random
+        payload = r.randbytes(r.choice((0, 1, 56)))
+        if version == 4:
+            source, vip = ip_address(r.choice(CLIENTS4)), ip_address(r.choice(VIPS4))
+            return ipv4(
+                source, vip, ICMP, icmp(r.choice((8, 0)), 0, r.randbytes(4), payload), options=b"\1" * r.choice((0, 4))
+            )
+        source, vip = ip_address(r.choice(CLIENTS6)), ip_address(r.choice(VIPS6))
+        return ipv6(source, vip, ICMP6, icmp(r.choice((128, 129)), 0, r.randbytes(4), payload, Ends(source, 0, vip, 0)))
+
+    def _broken(self, out: bytes) -> bytes:
+        r = self.random
+        kind = r.random()
+        if kind < 0.35:
+            return out[: r.randrange(14, len(out) + 1)]
+        if kind < 0.9:
+            changed = bytearray(out)
+            for _ in range(r.choice((1, 1, 2, 5))):
+                changed[r.randrange(min(len(changed), 90))] = r.choice((0, 255, r.getrandbits(8)))
+            return bytes(changed)
+        return out[:14] + r.randbytes(r.randrange(0, 100))
