@@ -10,6 +10,7 @@
 #include "transmit.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "fast.h"
 
 static __always_inline int flow_packet(struct xdp_md *ctx, const struct packet *p, struct route *r)
 {
@@ -48,7 +49,9 @@ static __always_inline int general(struct xdp_md *ctx)
 SEC("xdp")
 int fairlead(struct xdp_md *ctx)
 {
-	return general(ctx);
+	int verdict = fast_path ? fast(ctx) : NOT_PLAIN;
+
+	return verdict == NOT_PLAIN ? general(ctx) : verdict;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -130,26 +130,33 @@ static __always_inline __u32 spread_of(const struct packet *p)
 }
 
 /* IP in IP (RFC 2003, RFC 2473): DF set, so that no router fragments; ECN copied as RFC 6040 wants it. */
-static __always_inline int outer4(struct xdp_md *ctx, __u32 l3, const struct packet *p, const struct fl_server *server)
+static __always_inline void write_outer4(struct iphdr *ip, const struct fl_server *server, __u32 spread, __u32 ip_len,
+					 __u8 tos, __u8 proto)
 {
-	struct iphdr *ip = at(ctx, l3, sizeof(*ip));
 	__u64 sum;
 
-	if (!ip)
-		return -1;
 	ip->version = 4;
 	ip->ihl = 5;
-	ip->tos = p->tos;
-	ip->tot_len = bpf_htons(p->ip_len + sizeof(*ip));
+	ip->tos = tos;
+	ip->tot_len = bpf_htons(ip_len + sizeof(*ip));
 	ip->id = 0;
 	ip->frag_off = bpf_htons(IP_DF);
 	ip->ttl = OUTER_TTL;
-	ip->protocol = p->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+	ip->protocol = proto;
 	ip->check = 0;
-	ip->saddr = server->source.word[3] ^ (spread_of(p) & server->spread);
+	ip->saddr = server->source.word[3] ^ (spread & server->spread);
 	ip->daddr = server->addr.word[3];
 	sum = (__u64)((__u32 *)ip)[0] + ((__u32 *)ip)[1] + ((__u32 *)ip)[2] + ip->saddr + ip->daddr;
 	ip->check = ~fold(sum);
+}
+
+static __always_inline int outer4(struct xdp_md *ctx, __u32 l3, const struct packet *p, const struct fl_server *server)
+{
+	struct iphdr *ip = at(ctx, l3, sizeof(*ip));
+
+	if (!ip)
+		return -1;
+	write_outer4(ip, server, spread_of(p), p->ip_len, p->tos, p->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6);
 	return 0;
 }
 
@@ -169,6 +176,11 @@ static __always_inline int outer6(struct xdp_md *ctx, __u32 l3, const struct pac
 	ip->saddr.s6_addr32[3] ^= spread & server->spread;
 	__builtin_memcpy(&ip->daddr, &server->addr, sizeof(server->addr));
 	return 0;
+}
+
+static __always_inline int leave(struct xdp_md *ctx, const struct fl_hop *hop)
+{
+	return hop->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(hop->ifindex, 0);
 }
 
 static __always_inline __u32 overhead(const struct route *r)

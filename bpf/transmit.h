@@ -72,11 +72,6 @@ __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct r
 	return make_resolve(ctx, p, r);
 }
 
-static __always_inline int leave(struct xdp_md *ctx, const struct fl_hop *hop)
-{
-	return hop->ifindex == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(hop->ifindex, 0);
-}
-
 /* The last step of every mode: room for the outer header, if there is one, and the link header. */
 static __always_inline int send_frame(struct xdp_md *ctx, const struct packet *p, const struct route *r, const struct fl_hop *hop)
 {

@@ -21,5 +21,5 @@ def namespace() -> Iterator[None]:
 
 @pytest.fixture(params=[1, 0], ids=["fast", "general"])
 def bed(namespace: None, request: pytest.FixtureRequest) -> Iterator[Bed]:
-    with open_bed(fast_path=request.param, hop_ttl=0) as opened:
+    with open_bed(fast_path=request.param, hop_ttl=1000 * request.param) as opened:
         yield opened

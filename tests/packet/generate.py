@@ -28,33 +28,24 @@ from support.packets import (
 )
 from support.xdp import INSIDE, NARROW, OUTSIDE, Port
 
-CLIENTS4 = (
-    "192.0.2.1",
-    "192.0.2.2",
-    "192.0.2.200",
-    "10.0.0.77",
-    "10.0.1.10",
-    "10.0.1.77",
-    "10.0.0.1",
-    "224.0.0.5",
-    "0.0.0.0",
-)
-CLIENTS6 = ("2001:db8:c::1", "2001:db8:d::2", "2001:db8:1::10", "ff02::1", "2001:db8::1", "fe80::1", "::1")
-VIPS4 = ("10.0.0.100", "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104", "10.0.0.200", "10.0.1.1")
-VIPS6 = ("2001:db8::100", "2001:db8::104", "2001:db8::200", "2001:db8:1::1")
+CLIENTS4 = ("192.0.2.1", "192.0.2.2", "192.0.2.200", "10.0.0.77", "10.0.1.10", "10.0.1.77")
+CLIENTS6 = ("2001:db8:c::1", "2001:db8:d::2", "2001:db8:1::10")
+ODD4 = ("10.0.0.1", "224.0.0.5", "0.0.0.0", "127.0.0.1", "255.255.255.255")
+ODD6 = ("ff02::1", "2001:db8::1", "fe80::1", "::1", "::ffff:1.2.3.4")
+VIPS4 = ("10.0.0.100", "10.0.0.100", "10.0.0.100", "10.0.0.101", "10.0.0.102", "10.0.0.103", "10.0.0.104", "10.0.0.200")
+VIPS6 = ("2001:db8::100", "2001:db8::100", "2001:db8::104", "2001:db8::200")
 SERVERS4 = ("10.0.1.10", "10.0.1.11", "10.0.1.12", "10.0.1.13", "10.9.0.5", "192.0.2.1", "10.0.1.30")
 SERVERS6 = ("2001:db8:1::10", "2001:db8:1::11", "2001:db8:1::12", "2001:db8:1::13")
-PORTS = (80, 80, 81, 82, 83, 84, 1000, 1500, 8080, 9)
-CLIENT_PORTS = (1000, 1001, 2000, 2001, 65535)
-FLAGS = (ACK, ACK, ACK, SYN, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, 0, SYN | FIN)
+PORTS = (80, 80, 81, 82, 83, 84, 1000, 1500, 8080)
+CLIENT_PORTS = (1000, 1001, 65535)
+FLAGS = (ACK, ACK, ACK, ACK, SYN, SYN, SYN | ACK, FIN | ACK, RST, RST | ACK, 0, SYN | FIN)
 
 
 class Generator:
-    """Frames from a seed, each with the port it comes in by."""
+    """Frames from a source of randomness, each with the port it comes in by."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.history: list[bytes] = []
+    def __init__(self, source: random.Random) -> None:
+        self.random = source
 
     def frame(self) -> tuple[bytes, Port]:
         r = self.random
@@ -69,27 +60,30 @@ class Generator:
         out = frame(ip, tags=tags)
         if r.random() < 0.1:
             out += r.randbytes(r.randrange(1, 30))
-        if r.random() < 0.15:
+        if r.random() < 0.1:
             out = self._broken(out)
         return out.ljust(14, b"\0"), r.choice((OUTSIDE, OUTSIDE, INSIDE, NARROW))
 
     def _ends(self, version: int) -> Ends:
         r = self.random
-        clients, vips, servers = (CLIENTS4, VIPS4, SERVERS4) if version == 4 else (CLIENTS6, VIPS6, SERVERS6)
-        client, cport = ip_address(r.choice(clients)), r.choice(CLIENT_PORTS)
+        clients, odd, vips, servers = (
+            (CLIENTS4, ODD4, VIPS4, SERVERS4) if version == 4 else (CLIENTS6, ODD6, VIPS6, SERVERS6)
+        )
+        client, cport = ip_address(r.choice(odd if r.random() < 0.04 else clients)), r.choice(CLIENT_PORTS)
         kind = r.random()
-        if kind < 0.6:
+        if kind < 0.55:
             return Ends(client, cport, ip_address(r.choice(vips)), r.choice(PORTS))
-        server = Ends(client, cport, ip_address(r.choice(servers)), r.choice((8080, 8080, 80, 1500)))
-        if kind < 0.95:
-            if version == 4 and r.random() < 0.2:
-                server = Ends(ip_address("10.0.1.1"), r.randrange(2000, 2030), server.destination, server.dport)
+        server = Ends(client, cport, ip_address(r.choice(servers)), r.choice((8080, 8080, 8080, 8080, 1500)))
+        if kind < 0.7:  # an answer of fullnat
+            near = ip_address("10.0.1.1" if version == 4 else "2001:db8:1::1")
+            server = Ends(near, r.randrange(2000, 2010), server.destination, server.dport)
+        if kind < 0.97:
             return server.reversed()
         return server
 
     def _transport(self, e: Ends) -> tuple[int, bytes]:
         r = self.random
-        size = r.choice((0, 0, 1, 5, 100, 101, 1380, 1420, 1440, 1472, 1500))
+        size = r.choice((0, 0, 0, 1, 5, 100, 101, 1380, 1420, 1440, 1472))
         payload = r.randbytes(size)
         if r.random() < 0.5:
             options = b"\1" * r.choice((0, 0, 12, 40))
@@ -99,7 +93,7 @@ class Generator:
     def _packet(self, version: int, e: Ends) -> bytes:
         r = self.random
         protocol, payload = self._transport(e)
-        ttl, tos = r.choice((64, 64, 64, 2, 1, 0, 255)), r.choice((0, 0, 0xB8, 3))
+        ttl, tos = r.choice((64,) * 12 + (2, 1, 0, 255)), r.choice((0, 0, 0xB8, 3))
         pieces = r.random() < 0.15
         if version == 4:
             options = b"\1" * r.choice((0, 0, 0, 4, 40))
@@ -139,7 +133,7 @@ class Generator:
         quoted = self._packet(version, e)
         cut = quoted[: r.choice((28, 36, 48, 60, 200, 20, 44))]
         source = r.choice((e.destination, ip_address("10.9.0.1" if version == 4 else "2001:db8:e::1")))
-        where = e.source if r.random() < 0.9 else e.destination
+        where = e.source if r.random() < 0.95 else e.destination
         ttl = r.choice((64, 64, 1))
         if version == 4:
             kind = r.choice(((3, 4), (3, 3), (11, 0), (12, 0), (5, 0)))

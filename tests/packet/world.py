@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -25,7 +26,6 @@ CHOICE = {
 }
 MODE = {"forward": abi.Mode.FORWARD, "reject": abi.Mode.REJECT, "drop": abi.Mode.DROP}
 FATES = [c for c in abi.Counter if c.name.startswith(("PASS_", "DROP_", "SENT_"))]
-NOTES = [c for c in abi.Counter if c not in FATES]
 SNAT = ("10.0.1.1", "2001:db8:1::1")
 
 
@@ -36,10 +36,11 @@ class World:
     bed: Bed
     oracle: Forwarder = field(default_factory=Forwarder)
     _access: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    _seen: dict[abi.Counter, int] = field(default_factory=dict)
+    _seen: tuple[int, ...] = ()
+    _replies: list[tuple[str, int, str, int, int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._seen = self.bed.counters()
+        self._seen = self.bed.raw_counters()
 
     def snat(self, *addresses: str, ports: tuple[int, int] = (1024, 32767)) -> None:
         """Addresses and ports fullnat sends from."""
@@ -122,7 +123,8 @@ class World:
         key = (ip_address(host.strip("[]")), int(number), protocol)
         self.oracle.replies[key] = Reply(ip_address(vip), port, service, server, ambiguous, guess)
         flags = abi.REPLY_AMBIGUOUS * ambiguous | abi.REPLY_GUESS * guess
-        self.bed.reply(endpoint, protocol, vip, port, service, server, flags)
+        self._replies.append((endpoint, protocol, vip, port, service, server, flags))
+        self.bed.reply(*self._replies[-1])
 
     def send(self, frame: bytes, port: Port = OUTSIDE) -> Outcome:
         """Send to the program alone; what it did."""
@@ -148,10 +150,55 @@ class World:
         return got
 
     def _news(self) -> tuple[list[abi.Counter], list[abi.Counter]]:
-        now, before = self.bed.counters(), self._seen
+        now, before = self.bed.raw_counters(), self._seen
         self._seen = now
-        fates = [c for c in FATES for _ in range(now[c] - before[c])]
-        return fates, [c for c in NOTES for _ in range(now[c] - before[c])]
+        if now == before:
+            return [], []
+        grown = [(c, now[c] - before[c]) for c in abi.Counter if now[c] != before[c]]
+        fates = [c for c, n in grown for _ in range(n) if c in FATES]
+        return fates, [c for c, n in grown for _ in range(n) if c not in FATES]
+
+    def forget(self) -> None:
+        """Forget all flows, in both."""
+        self.bed.forget()
+        self._seen = self.bed.raw_counters()
+        self.oracle.flows.clear()
+        self.oracle.fragments.clear()
+        self.oracle.rotor = 0
+        for service in self.oracle.services.values():
+            service.turn = 0
+        for reply in self.oracle.replies.values():
+            reply.direct = False
+        for key in self._replies:
+            self.bed.reply(*key)
+
+    def churn(self, source: random.Random) -> None:
+        """Change something, as an operator or a health check would."""
+        kind = source.random()
+        number = source.choice(sorted(n for n in self.oracle.servers if n < 60))
+        if kind < 0.5:
+            old = self.oracle.servers[number]
+            host = f"[{old.address}]" if old.address.version == 6 else str(old.address)
+            self.server(
+                number,
+                f"{host}:{old.port}",
+                reset=not old.reset,
+                ambiguous=old.ambiguous,
+                source=str(old.source) if old.source else "",
+                spread=old.spread,
+            )
+            return
+        chosen = source.choice(sorted(self.oracle.services))
+        service = self.oracle.services[chosen]
+        if service.mode == "reject" or not service.members:
+            return
+        slots = list(service.slots)
+        source.shuffle(slots)
+        mode = source.choice(("forward", "forward", "forward", "drop", "reject")) if kind > 0.8 else "forward"
+        allowed = None if service.allowed is None else tuple(map(str, service.allowed))
+        self.service(
+            chosen, service.forwarding, service.members, tuple(slots), choice=service.choice, mode=mode, allowed=allowed
+        )
 
 
 def show(outcome: Outcome) -> str:

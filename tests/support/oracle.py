@@ -334,7 +334,9 @@ class Forwarder:
             high = int(address) >> 24
             if address.version == 4 and (high in (0, 127) or high >= 224):
                 return False
-            if address.version == 6 and (int(address) >> 32 in (0, 0xFFFF) or address.is_multicast or address.is_link_local):
+            if address.version == 6 and (
+                int(address) >> 32 in (0, 0xFFFF) or address.is_multicast or address.is_link_local
+            ):
                 return False
         return True
 

@@ -12,9 +12,10 @@ import ctypes
 import importlib.util
 import os
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -164,13 +165,13 @@ class Bed:
     loaded: LoadedObject
     cpu: int
     _units: int = 1
-    _tables: dict[tuple[tuple[int, ...], bytes], tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.program = self.loaded.programs["fairlead"]
         self.maps = self.loaded.maps
         self._slots = self.maps["slots"].memory()
         self._near = self.maps["near"].memory()
+        self._ports = {port.name: socket.if_nametoindex(port.name) for port in PORTS}
         self.settings()
 
     def settings(self, *, snat: Sequence[str] = (), **values: int) -> None:
@@ -267,7 +268,7 @@ class Bed:
 
     def send(self, packet: bytes, port: Port = OUTSIDE) -> Run:
         """Give the program one packet."""
-        return self.program.run(packet, ifindex=socket.if_nametoindex(port.name))
+        return self.program.run(packet, ifindex=self._ports[port.name])
 
     def counters(self) -> dict[abi.Counter, int]:
         """The counters so far."""
@@ -275,9 +276,20 @@ class Bed:
         assert raw is not None
         return abi.sum_counters(raw)
 
-    def flows(self) -> int:
-        """Entries of the flow tables."""
-        return sum(1 for name in ("flows4", "flows6") for _ in self.maps[name].items())
+    def raw_counters(self) -> tuple[int, ...]:
+        """The counters of the bed's CPU, by number."""
+        raw = self.maps["cpus"].get(_u32(0))
+        assert raw is not None
+        return struct.unpack_from(f"<{len(abi.Counter)}Q", raw, self.cpu * abi.CPU_BYTES)
+
+    def forget(self) -> None:
+        """Forget all flows, fragments, counters and cursors."""
+        self.clear("flows4", "flows6", "fragments", "sources")
+        row = self.maps["cpus"].get(_u32(0))
+        assert row is not None
+        self.maps["cpus"].put(_u32(0), bytes(len(row)))
+        for number in range(256):
+            self.maps["turns"].put(_u32(number), bytes(8))
 
     def clear(self, *names: str) -> None:
         """Empty hash maps."""

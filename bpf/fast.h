@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fast path: an untagged IPv4 packet without options of an established flow, or a nat server's plain reply,
+ * whose next hop is remembered. It decides before it touches anything: whatever is not plain is left, unchanged,
+ * to the general path, which comes to the same result.
+ */
+#ifndef FAIRLEAD_FAST_H
+#define FAIRLEAD_FAST_H
+
+#include "checksum.h"
+#include "common.h"
+#include "flow.h"
+#include "rewrite.h"
+
+enum { NOT_PLAIN = -1 };
+
+struct plain {
+	struct ethhdr eth;
+	struct iphdr ip;
+	__be16 sport, dport;
+	union {
+		struct {
+			__be32 seq, ack;
+			__u8 offset, flags;
+			__be16 window;
+			__sum16 check, urgent;
+		} tcp;
+		struct {
+			__be16 length;
+			__sum16 check;
+		} udp;
+	};
+} __attribute__((packed, aligned(2)));
+
+static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
+{
+	__u32 index = (dst * 0x9E3779B1u) >> 16 & (FL_HOPS - 1);
+	struct fl_hop *hop = bpf_map_lookup_elem(&hops, &index);
+
+	if (!hop || !hop->ifindex || time - hop->asked >= hop_ttl)
+		return 0;
+	return hop->dst.word[3] == dst && hop->dst.word[2] == bpf_htonl(0xffff) ? hop : 0;
+}
+
+static __always_inline void plain_link(struct ethhdr *eth, const struct fl_hop *hop)
+{
+	__builtin_memcpy(eth->h_dest, hop->dmac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, hop->smac, ETH_ALEN);
+}
+
+/* One side of a plain packet gets another address and port; the TTL goes down by one. */
+static __always_inline void plain_rewrite(struct plain *p, __be32 *addr, __be16 *port, __be32 to_addr, __be16 to_port)
+{
+	__u64 address = changed32(*addr, to_addr), transport = address + changed16(*port, to_port);
+
+	*addr = to_addr;
+	*port = to_port;
+	/* TTL is the first byte of its word: one less there is 0x0100 less, in network order. */
+	p->ip.ttl--;
+	p->ip.check = checksum_after(p->ip.check, address + (__u16)~bpf_htons(0x0100));
+	if (p->ip.protocol == IPPROTO_TCP)
+		p->tcp.check = checksum_after(p->tcp.check, transport);
+	else if (p->udp.check)
+		p->udp.check = udp_checksum_after(p->udp.check, transport);
+}
+
+static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_server *server, const struct fl_hop *hop,
+					__u32 mix, __u32 ip_len, __u8 tos)
+{
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	void *data;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+		return counted(FL_DROP_FAULT, XDP_DROP);
+	data = (void *)(long)ctx->data;
+	eth = data;
+	ip = data + sizeof(*eth);
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return counted(FL_DROP_FAULT, XDP_DROP);
+	plain_link(eth, hop);
+	eth->h_proto = bpf_htons(ETH_P_IP);
+	mix *= 0x9E3779B1u;
+	write_outer4(ip, server, mix ^ mix >> 15, ip_len, tos, IPPROTO_IPIP);
+	return leave(ctx, hop);
+}
+
+static __always_inline int plain_reply(struct xdp_md *ctx, struct plain *p, __u32 ip_len, __u32 time)
+{
+	struct fl_listen4 key = { .addr = p->ip.saddr, .port = p->sport, .proto = p->ip.protocol };
+	struct fl_reply *reply = bpf_map_lookup_elem(&replies4, &key);
+	struct fl_server *server;
+	struct fl_hop *hop;
+	__u32 id;
+
+	if (!reply || reply->flags || reply->direct)
+		return NOT_PLAIN;
+	id = reply->server;
+	server = bpf_map_lookup_elem(&servers, &id);
+	hop = remembered_hop(p->ip.daddr, time);
+	if (!server || server->flags || !hop || ip_len > hop->mtu || p->ip.ttl <= 1)
+		return NOT_PLAIN;
+	plain_rewrite(p, &p->ip.saddr, &p->sport, reply->vip.word[3], reply->port ? reply->port : p->sport);
+	plain_link(&p->eth, hop);
+	count_traffic(reply->service, id, FL_TO_CLIENT, ip_len);
+	return leave(ctx, hop);
+}
+
+static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __u32 ip_len, __u32 time)
+{
+	struct fl_key4 key = { p->ip.saddr, p->ip.daddr, p->sport, p->dport, p->ip.protocol, {} };
+	struct fl_flow4 *found = bpf_map_lookup_elem(&flows4, &key);
+	struct fl_service *service;
+	struct fl_server *server;
+	__u32 service_id, server_id;
+	__u8 forwarding;
+	struct fl_hop *hop;
+
+	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
+		return NOT_PLAIN;
+	service_id = found->flow.service;
+	server_id = found->flow.server;
+	service = bpf_map_lookup_elem(&services, &service_id);
+	server = bpf_map_lookup_elem(&servers, &server_id);
+	if (!service || !server || server->flags || server->family != 4 || server->generation != found->flow.generation ||
+	    (__s32)(time - found->flow.seen) > (__s32)service->timeout[FL_OPEN])
+		return NOT_PLAIN;
+	forwarding = service->forwarding;
+	hop = remembered_hop(server->addr.word[3], time);
+	if (forwarding == FL_FULLNAT || !hop)
+		return NOT_PLAIN;
+	if (ip_len + (forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0) > hop->mtu)
+		return NOT_PLAIN;
+	if (forwarding == FL_NAT ? p->ip.ttl <= 1 : forwarding == FL_DSR && hop->gateway)
+		return NOT_PLAIN;
+	if (found->flow.seen != time)
+		found->flow.seen = time;
+	found->flow.packets++;
+	found->flow.octets += ip_len;
+	count_traffic(service_id, server_id, FL_TO_SERVER, ip_len);
+	if (forwarding == FL_TUNNEL)
+		return plain_tunnel(ctx, server, hop, key.src ^ ((__u32)key.sport << 16 | key.dport), ip_len, p->ip.tos);
+	if (forwarding == FL_NAT)
+		plain_rewrite(p, &p->ip.daddr, &p->dport, server->addr.word[3], server->port ? server->port : p->dport);
+	plain_link(&p->eth, hop);
+	return leave(ctx, hop);
+}
+
+/* An XDP action, or NOT_PLAIN. */
+static __always_inline int fast(struct xdp_md *ctx)
+{
+	struct plain *p = (void *)(long)ctx->data;
+	__u32 ip_len, time;
+
+	if ((void *)(p + 1) > (void *)(long)ctx->data_end)
+		return NOT_PLAIN;
+	if (p->eth.h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)&p->ip != 0x45 || p->ip.frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return NOT_PLAIN;
+	ip_len = bpf_ntohs(p->ip.tot_len);
+	if (ip_len < sizeof(*p) - ETH_HLEN || ETH_HLEN + ip_len > frame_length(ctx))
+		return NOT_PLAIN;
+	if (p->ip.protocol == IPPROTO_TCP ? p->tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST) : p->ip.protocol != IPPROTO_UDP)
+		return NOT_PLAIN;
+	time = now();
+	if (near_bits(p->ip.daddr) & FL_NEAR_VIP)
+		return plain_request(ctx, p, ip_len, time);
+	if (near_bits(p->ip.saddr) & FL_NEAR_SERVER && !unroutable4(p->ip.daddr))
+		return plain_reply(ctx, p, ip_len, time);
+	return NOT_PLAIN;
+}
+
+#endif
