@@ -16,8 +16,10 @@
 
 #define FL_XDP_ABI 1u
 
-#define FL_HOPS 1024u	  /* next hops a CPU remembers; power of two */
-#define FL_NEAR 262144u	  /* bytes of the address filter; power of two */
+#define FL_HOP_BITS 10u
+#define FL_HOPS (1u << FL_HOP_BITS) /* next hops a CPU remembers */
+#define FL_NEAR_BITS 18u
+#define FL_NEAR (1u << FL_NEAR_BITS) /* bytes of the address filter */
 #define FL_SNAT 32u	  /* addresses fullnat may send from, both families together */
 #define FL_SLOT_UNIT 8u	  /* bytes of one element of `slots` */
 

@@ -184,7 +184,15 @@ static __always_inline _Bool same_addr(const struct fl_addr *a, const struct fl_
 	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
 }
 
-/* The address filter. The constant is 2^32 divided by the golden ratio (Knuth, TAOCP 6.4). */
+/*
+ * Multiplicative hashing (Knuth, TAOCP 6.4): 2^64 divided by the golden ratio, and the upper bits, which depend on
+ * every bit of an address. Neighbouring addresses differ in their last byte, the uppermost of `folded`.
+ */
+static __always_inline __u32 address_hash(__u32 folded, __u32 bits)
+{
+	return folded * 0x9E3779B97F4A7C15ull >> (64 - bits);
+}
+
 static __always_inline __u8 near_bits(__u32 folded)
 {
 	__u32 zero = 0;
@@ -192,7 +200,7 @@ static __always_inline __u8 near_bits(__u32 folded)
 
 	if (!all)
 		return 0;
-	return all->bits[(folded * 0x9E3779B1u) >> 14 & (FL_NEAR - 1)];
+	return all->bits[address_hash(folded, FL_NEAR_BITS) & (FL_NEAR - 1)];
 }
 
 static __always_inline __u32 fold_addr(const struct fl_addr *a, __u8 family)

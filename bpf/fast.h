@@ -34,7 +34,7 @@ struct plain {
 
 static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
 {
-	__u32 index = (dst * 0x9E3779B1u) >> 16 & (FL_HOPS - 1);
+	__u32 index = address_hash(dst, FL_HOP_BITS);
 	struct fl_hop *hop = bpf_map_lookup_elem(&hops, &index);
 
 	if (!hop || !hop->ifindex || time - hop->asked >= hop_ttl)

@@ -44,7 +44,7 @@ __noinline int hop_ask(struct xdp_md *ctx, struct fl_hop *hop, const struct fl_a
 /* 0 and *found, or what bpf_fib_lookup said instead. */
 static __always_inline int hop_find(struct xdp_md *ctx, const struct fl_addr *dst, __u8 family, struct fl_hop **found)
 {
-	__u32 index = (fold_addr(dst, family) * 0x9E3779B1u) >> 16 & (FL_HOPS - 1);
+	__u32 index = address_hash(fold_addr(dst, family), FL_HOP_BITS);
 	struct fl_hop *hop = bpf_map_lookup_elem(&hops, &index);
 
 	if (!hop)

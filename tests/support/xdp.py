@@ -321,13 +321,13 @@ def _u32(number: int) -> bytes:
 
 
 @contextlib.contextmanager
-def open_bed(**constants: int) -> Iterator[Bed]:
-    """A bed in the present namespace, on one CPU."""
+def open_bed(*, sizes: Mapping[str, int] | None = None, **constants: int) -> Iterator[Bed]:
+    """A bed in the present namespace, on one CPU; ``sizes`` of maps, constants of the program."""
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     try:
-        bed = Bed(LoadedObject(program_object(), constants=constants), cpu)
+        bed = Bed(LoadedObject(program_object(), constants={"fragment_ttl": 100_000, **constants}, max_entries=sizes), cpu)
         try:
             yield bed
         finally:

@@ -18,7 +18,7 @@ from fairlead.model.net import IPAddress
 
 ABI = 1
 HOPS = 1024
-NEAR_BYTES = 262144
+NEAR_BITS = 18
 NEAR_VIP, NEAR_SERVER = 1, 2
 SNAT_MAX = 32
 SLOT_UNIT = 8
@@ -26,7 +26,7 @@ WINDOW_SHIFT = 4
 SERVER_RESET, SERVER_AMBIGUOUS = 1, 2
 REPLY_AMBIGUOUS, REPLY_GUESS = 1, 2
 ANY_PORT_BITS, RANGE_BITS, ACCESS_LIST_BITS = 144, 160, 32
-_GOLDEN = 0x9E3779B1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MAPPED = bytes(10) + b"\xff\xff"
 NOWHERE = bytes(16)
 
@@ -134,7 +134,7 @@ def near_index(address: bytes) -> int:
     else:
         a, b, c, d = struct.unpack("<4I", address)
         folded = (a ^ b * 3 ^ c * 5 ^ d * 7) & 0xFFFFFFFF
-    return (folded * _GOLDEN & 0xFFFFFFFF) >> 14 & (NEAR_BYTES - 1)
+    return (folded * _GOLDEN & (1 << 64) - 1) >> 64 - NEAR_BITS
 
 
 class Layout:
