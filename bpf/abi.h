@@ -27,7 +27,7 @@ struct fl_addr {
 	__be32 word[4];
 };
 
-/* flows4, flows6: the tuple as it arrives. The first 16 (40) bytes are also what the flow hash hashes. */
+/* The tuple of a packet as it arrives; these 16 (40) bytes are also what the flow hash hashes. */
 struct fl_key4 {
 	__be32 src, dst;
 	__be16 sport, dport;
@@ -43,14 +43,16 @@ struct fl_key6 {
 };
 
 enum fl_kind {
-	FL_TO_SERVER = 1, /* client to VIP */
-	FL_TO_CLIENT,	  /* server to client (nat where the server's address does not tell the VIP) or to our own (fullnat) */
-	FL_DIRECT,	  /* server to client, not ours: client and server talk without a VIP, through this node */
+	FL_FREE,      /* never used: no probe goes past it */
+	FL_TO_SERVER, /* client to VIP */
+	FL_TO_CLIENT, /* server to client (nat where the server's address does not tell the VIP) or to our own (fullnat) */
+	FL_DIRECT,    /* server to client, not ours: client and server talk without a VIP, through this node */
+	FL_GONE,      /* taken out by the agent */
 };
 
 /* States choose the timeout of a flow. An RST never ends a flow (it may be forged): it shortens its life. */
 enum fl_state {
-	FL_SYN, /* only SYNs seen */
+	FL_NEW, /* one packet seen, or SYNs alone */
 	FL_OPEN,
 	FL_FIN,
 	FL_RST,
@@ -58,32 +60,40 @@ enum fl_state {
 };
 
 struct fl_flow {
+	__u32 lock; /* odd while an entry is written; another number afterwards */
 	__u32 seen; /* when the last packet came */
-	__u32 service;
 	__u32 server;
-	__u32 table; /* fl_service.table_base when the server was chosen */
+	__u32 born;
+	__u16 service;
 	__u16 generation; /* of the server */
+	__u16 table;	  /* low half of fl_service.table_base when the server was chosen */
 	__u8 kind;
 	__u8 state;
-	__u32 packets;
 	__u64 octets;
+	__u32 packets;
+	__be16 near_port, far_port;
 };
 
-/* near: our side, far: the client. TO_SERVER of fullnat: near is what we send from. TO_CLIENT: near is the VIP,
- * far (fullnat) the client. 64 bytes, so that an element of the hash is two cache lines. */
+/*
+ * flows4, flows6: open addressing in an array of 2^n entries, so that a flow is found in one cache line (two for
+ * IPv6) and the agent can read the table as memory. An entry stands in one of FL_PROBES places from its home on.
+ *
+ * near: our side, far: the client. TO_SERVER of fullnat: near is what we send from. TO_CLIENT: near is the VIP,
+ * far (fullnat) the client.
+ */
+#define FL_PROBES 8u
+
 struct fl_flow4 {
+	struct fl_key4 key;
 	struct fl_flow flow;
 	__be32 near, far;
-	__be16 near_port, far_port;
-	__u32 born;
-	__u32 reserved[4];
 };
 
 struct fl_flow6 {
+	struct fl_key6 key;
 	struct fl_flow flow;
 	struct fl_addr near, far;
-	__be16 near_port, far_port;
-	__u32 born;
+	__u32 reserved[4];
 };
 
 /* listeners4, listeners6 -> service id */
@@ -126,13 +136,13 @@ enum fl_choice {
 };
 enum fl_mode { FL_FORWARD, FL_REJECT, FL_DROP };
 
-/* services, by id; id 0 is never used. Each line is one word. */
+/* services, by id; id 0 is never used, ids fit 16 bits. Each line is one word. */
 struct fl_service {
 	__u32 table_base, table_size; /* units of `slots`, number of slots */
 	__u8 forwarding, choice, mode, reserved;
 	__u32 access; /* 0: everybody may connect */
 	__u64 seed[2];
-	__u32 timeout[FL_STATES];
+	__u32 timeout[FL_STATES]; /* at most half of what 32 bits hold */
 	__u32 new_per_source, reserved2; /* per second, burst of the same size; 0: no limit */
 	__u64 reserved3;
 };
@@ -211,6 +221,8 @@ struct fl_settings {
 	__u32 cpus;    /* that share the source ports of fullnat */
 	__u16 snat_first, snat_last; /* source ports of fullnat, inclusive */
 	__u32 snat4, snat6; /* how many addresses: IPv4 ones first in snat[] */
+	__u32 reserved;
+	__u64 secret[2]; /* of the flow table's hash: lives as long as the table */
 	struct fl_addr snat[FL_SNAT];
 };
 

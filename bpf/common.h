@@ -22,6 +22,8 @@
 const volatile __u32 hop_ttl = 10;		/* jiffies a next hop is believed; 0: ask for every packet */
 const volatile __u32 fragment_ttl = 7500;	/* jiffies a fragment's way is remembered */
 const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a packet may have more than one buffer */
+const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one */
+const volatile __u32 flow6_mask = 65535;
 const volatile _Bool fast_path = 1;		/* off: every packet takes the general path (tests compare the two) */
 
 /* What a function may answer instead of an XDP action. */
@@ -91,12 +93,10 @@ struct scratch {
 	struct packet packet, quoted, turned;
 	struct route route, outer;
 	struct tuple tuple;
-	struct ends ends;
-	struct fl_flow flow;
+	struct ends ends, found_ends, known_ends;
+	struct fl_flow flow, found, known;
 	struct fl_key4 key4;
 	struct fl_key6 key6;
-	struct fl_flow4 value4;
-	struct fl_flow6 value6;
 };
 
 struct {

@@ -23,7 +23,7 @@ static __always_inline void route_as_is(struct route *r, const struct packet *p)
 }
 
 static __always_inline int route_to_server(struct route *r, const struct packet *p, const struct fl_server *server,
-					   const struct ends *ends)
+					   const struct fl_flow *flow, const struct ends *ends)
 {
 	route_as_is(r, p);
 	r->kind = FL_TO_SERVER;
@@ -39,9 +39,9 @@ static __always_inline int route_to_server(struct route *r, const struct packet 
 	r->dst = server->addr;
 	if (server->port)
 		r->dport = server->port;
-	if (r->forwarding == FL_FULLNAT && ends) {
+	if (r->forwarding == FL_FULLNAT && flow) {
 		r->src = ends->near;
-		r->sport = ends->near_port;
+		r->sport = flow->near_port;
 	}
 	return ROUTED;
 }
@@ -72,18 +72,18 @@ static __always_inline void flow_to_client(struct fl_flow *flow, struct ends *en
 {
 	flow->kind = FL_TO_CLIENT;
 	ends->near = p->dst;
-	ends->near_port = p->dport;
 	ends->far = p->src;
-	ends->far_port = p->sport;
+	flow->near_port = p->dport;
+	flow->far_port = p->sport;
 }
 
 static __always_inline void flow_to_server(struct fl_flow *flow, struct ends *ends, const struct fl_addr *near, __be16 port)
 {
 	flow->kind = FL_TO_SERVER;
 	ends->near = *near;
-	ends->near_port = port;
 	__builtin_memset(&ends->far, 0, sizeof(ends->far));
-	ends->far_port = 0;
+	flow->near_port = port;
+	flow->far_port = 0;
 }
 
 /* Takes a source port of fullnat by storing the flow of the answers; -1: none was free. */
@@ -113,10 +113,8 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 			continue;
 		work->tuple.dst = set->snat[index];
 		work->tuple.dport = bpf_htons(first + turn % span);
-		taken = flow_find(&work->tuple, 0);
-		if (taken && flow_alive(taken, flow->seen))
-			continue;
-		if (flow_store(taken ? BPF_ANY : BPF_NOEXIST))
+		taken = flow_find(work, &work->tuple, &work->found, &work->found_ends);
+		if ((taken && flow_alive(&work->found, flow->seen)) || flow_store(1))
 			continue;
 		r->src = work->tuple.dst;
 		r->sport = work->tuple.dport;
@@ -129,7 +127,6 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 __noinline int remember(const struct packet *p, struct route *r, const struct fl_flow *flow, int both)
 {
 	struct scratch *work = get_scratch();
-	int error;
 
 	if (!p || !r || !flow || !work)
 		return -1;
@@ -137,13 +134,12 @@ __noinline int remember(const struct packet *p, struct route *r, const struct fl
 	if (both) {
 		flow_to_client(&work->flow, &work->ends, p);
 		answer_tuple(&work->tuple, r, p);
-		error = flow_store(BPF_ANY);
-		if (error)
-			return error;
+		if (flow_store(0))
+			return -1;
 	}
 	flow_to_server(&work->flow, &work->ends, &r->src, r->sport);
 	tuple_of(&work->tuple, p);
-	return flow_store(BPF_ANY);
+	return flow_store(0);
 }
 
 static __always_inline _Bool is_syn(const struct packet *p)
@@ -156,10 +152,11 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 	struct fl_service *service = bpf_map_lookup_elem(&services, &id);
 	struct fl_server *server;
 	struct fl_traffic *traffic;
-	struct fl_flow flow = {};
+	struct scratch *work = get_scratch();
+	struct fl_flow *flow;
 	int hairpin = 0, stored, verdict;
 
-	if (!p || !r || !service)
+	if (!p || !r || !work || !service)
 		return counted(FL_PASS_NO_SERVICE, XDP_PASS);
 	if (service->mode == FL_REJECT)
 		return REFUSED;
@@ -176,30 +173,32 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		return hairpin ? counted(FL_DROP_HAIRPIN, XDP_DROP) : counted(FL_DROP_NO_SERVER, XDP_DROP);
 	r->service = id;
 	r->forwarding = service->forwarding;
-	verdict = route_to_server(r, p, server, 0);
+	verdict = route_to_server(r, p, server, 0, 0);
 	if (verdict != ROUTED || lookup_only)
 		return r->forwarding == FL_FULLNAT && verdict == ROUTED ? counted(FL_PASS_ICMP, XDP_PASS) : verdict;
-	flow.seen = now();
-	flow.service = id;
-	flow.server = r->server;
-	flow.table = service->table_base;
-	flow.generation = server->generation;
-	flow.kind = FL_TO_SERVER;
-	flow.state = p->proto != IPPROTO_TCP ? FL_OPEN : is_syn(p) ? FL_SYN : next_state(FL_OPEN, p->tcp_flags);
-	flow.packets = 1;
-	flow.octets = p->ip_len;
+	flow = &work->known;
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->seen = now();
+	flow->service = id;
+	flow->server = r->server;
+	flow->table = service->table_base;
+	flow->generation = server->generation;
+	flow->kind = FL_TO_SERVER;
+	flow->state = p->proto == IPPROTO_TCP && p->tcp_flags & TCP_FIN ? FL_FIN : FL_NEW;
+	flow->packets = 1;
+	flow->octets = p->ip_len;
 	if (r->forwarding == FL_FULLNAT) {
 		if (!stored)
 			return counted(FL_DROP_NOT_STORED, XDP_DROP);
 		r->src = p->src;
-		if (claim_port(p, r, &flow))
+		if (claim_port(p, r, flow))
 			return counted(FL_DROP_SNAT_FULL, XDP_DROP);
 	}
 	if (!stored) {
 		count(FL_NEW_STATELESS);
 		return ROUTED;
 	}
-	if (remember(p, r, &flow, r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS)) {
+	if (remember(p, r, flow, r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS)) {
 		count(FL_STORE_FAILED);
 		if (r->forwarding == FL_FULLNAT)
 			return counted(FL_DROP_NOT_STORED, XDP_DROP);
@@ -210,7 +209,7 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		server = bpf_map_lookup_elem(&servers, &r->server);
 		if (!r->server || !server)
 			return counted(FL_DROP_NO_SERVER, XDP_DROP);
-		return route_to_server(r, p, server, 0);
+		return route_to_server(r, p, server, 0, 0);
 	}
 	count(FL_NEW_FLOW);
 	traffic = bpf_map_lookup_elem(&service_traffic, &id);
@@ -230,7 +229,6 @@ __noinline int keep_partner(const struct packet *p, const struct route *r, const
 {
 	struct scratch *work = get_scratch();
 	struct fl_flow *partner;
-	struct ends theirs;
 
 	if (!p || !r || !flow || !work)
 		return -1;
@@ -240,79 +238,90 @@ __noinline int keep_partner(const struct packet *p, const struct route *r, const
 	else
 		flow_to_server(&work->flow, &work->ends, &p->dst, p->dport);
 	answer_tuple(&work->tuple, r, p);
-	partner = flow_find(&work->tuple, &theirs);
+	partner = flow_find(work, &work->tuple, &work->found, &work->found_ends);
 	if (!partner)
-		return flow_store(BPF_NOEXIST);
-	if (partner->kind != work->flow.kind || partner->server != flow->server || !same_addr(&theirs.far, &work->ends.far) ||
-	    !same_addr(&theirs.near, &work->ends.near) || theirs.far_port != work->ends.far_port ||
-	    theirs.near_port != work->ends.near_port)
+		return flow_store(1);
+	if (work->found.kind != work->flow.kind || work->found.server != work->flow.server ||
+	    work->found.far_port != work->flow.far_port || work->found.near_port != work->flow.near_port ||
+	    !same_addr(&work->found_ends.far, &work->ends.far) || !same_addr(&work->found_ends.near, &work->ends.near))
 		return -1;
 	partner->seen = flow->seen;
+	if (work->found.state == FL_NEW)
+		partner->state = flow->state;
 	return 0;
 }
 
-static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *flow,
-					   const struct ends *ends, const struct fl_service *service, __u32 time)
+/* `flow` is a copy of `entry`; `lookup_only`: the packet is about the flow (ICMP) and must not change it. */
+static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *entry,
+					   struct fl_flow *flow, const struct ends *ends, const struct fl_service *service,
+					   __u32 time, int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
-	_Bool old;
+	_Bool both_ways;
 	int verdict;
 
 	if (!server || server->generation != flow->generation)
 		return MISSED;
 	/* A SYN is a new flow, unless it is the SYN again and would be sent to the same server. */
-	if (is_syn(p) && (flow->state != FL_SYN || flow->table != service->table_base || server->flags & FL_SERVER_RESET))
+	if (is_syn(p) &&
+	    (flow->state != FL_NEW || flow->table != (__u16)service->table_base || server->flags & FL_SERVER_RESET))
 		return MISSED;
 	if (server->flags & FL_SERVER_RESET)
 		return p->proto == IPPROTO_TCP ? RESET : MISSED;
-	verdict = route_to_server(r, p, server, ends);
-	if (verdict != ROUTED)
+	verdict = route_to_server(r, p, server, flow, ends);
+	if (verdict != ROUTED || lookup_only)
 		return verdict;
-	old = (time >> PARTNER_SHIFT) != (flow->seen >> PARTNER_SHIFT);
-	flow_touch(flow, p->proto, p->tcp_flags, p->ip_len, time);
-	if (old && (r->forwarding == FL_FULLNAT || (r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS)) &&
-	    keep_partner(p, r, flow) && r->forwarding == FL_FULLNAT)
+	flow_touch(entry, p->proto, p->tcp_flags, p->ip_len, time);
+	both_ways = r->forwarding == FL_FULLNAT || (r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS);
+	if (!both_ways || time >> PARTNER_SHIFT == flow->seen >> PARTNER_SHIFT)
+		return ROUTED;
+	flow->seen = time;
+	flow->state = entry->state;
+	if (keep_partner(p, r, flow) && r->forwarding == FL_FULLNAT)
 		return MISSED; /* its source port went to another flow while this one was evicted */
 	return ROUTED;
 }
 
-static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *flow,
-					   const struct ends *ends, __u32 time)
+static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *entry,
+					   struct fl_flow *flow, const struct ends *ends, __u32 time, int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
-	_Bool old;
 
 	if (!server || server->generation != flow->generation)
 		return MISSED;
-	route_to_client(r, p, &ends->near, ends->near_port);
+	route_to_client(r, p, &ends->near, flow->near_port);
 	if (r->forwarding == FL_FULLNAT) {
 		r->dst = ends->far;
-		r->dport = ends->far_port;
+		r->dport = flow->far_port;
 		r->hop = ends->far;
 	}
 	if (server->flags & FL_SERVER_RESET)
 		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
-	old = (time >> PARTNER_SHIFT) != (flow->seen >> PARTNER_SHIFT);
-	flow_touch(flow, p->proto, p->tcp_flags, p->ip_len, time);
-	if (old)
-		keep_partner(p, r, flow);
+	if (lookup_only)
+		return ROUTED;
+	flow_touch(entry, p->proto, p->tcp_flags, p->ip_len, time);
+	if (time >> PARTNER_SHIFT == flow->seen >> PARTNER_SHIFT)
+		return ROUTED;
+	flow->seen = time;
+	flow->state = entry->state;
+	keep_partner(p, r, flow);
 	return ROUTED;
 }
 
-/* A flow of the table, or MISSED. `lookup_only`: a packet about the flow (ICMP), which must not change it. */
+/* A flow of the table, or MISSED. */
 __noinline int known_flow(const struct packet *p, struct route *r, int lookup_only)
 {
+	struct scratch *work = get_scratch();
 	struct fl_service *service;
-	struct fl_flow *flow, copy;
-	struct ends ends;
-	struct tuple t;
+	struct fl_flow *entry, *flow;
 	__u32 time = now();
 
-	if (!p || !r)
+	if (!p || !r || !work)
 		return MISSED;
-	tuple_of(&t, p);
-	flow = flow_find(&t, &ends);
-	if (!flow)
+	tuple_of(&work->tuple, p);
+	flow = &work->known;
+	entry = flow_find(work, &work->tuple, flow, &work->known_ends);
+	if (!entry)
 		return MISSED;
 	r->service = flow->service;
 	r->server = flow->server;
@@ -324,17 +333,12 @@ __noinline int known_flow(const struct packet *p, struct route *r, int lookup_on
 		return MISSED;
 	}
 	r->forwarding = service->forwarding;
-	if (lookup_only) {
-		copy = *flow;
-		copy.seen = time;
-		flow = &copy;
-	}
 	if (flow->kind == FL_TO_SERVER)
-		return known_to_server(p, r, flow, &ends, service, time);
+		return known_to_server(p, r, entry, flow, &work->known_ends, service, time, lookup_only);
 	if (flow->kind == FL_TO_CLIENT)
-		return known_to_client(p, r, flow, &ends, time);
+		return known_to_client(p, r, entry, flow, &work->known_ends, time, lookup_only);
 	if (!lookup_only)
-		flow->seen = time;
+		entry->seen = time;
 	return counted(FL_PASS_DIRECT, XDP_PASS);
 }
 
@@ -401,10 +405,10 @@ __noinline int direct(const struct packet *p)
 	work->tuple.dport = p->sport;
 	work->tuple.proto = p->proto;
 	work->tuple.family = p->family;
-	found = flow_find(&work->tuple, 0);
-	if (found && found->kind == FL_DIRECT) {
+	found = flow_find(work, &work->tuple, &work->found, &work->found_ends);
+	if (found && work->found.kind == FL_DIRECT) {
 		found->seen = time;
-	} else if ((!found || !flow_alive(found, time)) && may_store()) {
+	} else if ((!found || !flow_alive(&work->found, time)) && may_store()) {
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));
 		__builtin_memset(&work->ends, 0, sizeof(work->ends));
 		work->flow.seen = time;
@@ -412,7 +416,7 @@ __noinline int direct(const struct packet *p)
 		work->flow.server = reply->server;
 		work->flow.kind = FL_DIRECT;
 		work->flow.state = FL_OPEN;
-		flow_store(BPF_ANY);
+		flow_store(0);
 	}
 	return counted(FL_PASS_DIRECT, XDP_PASS);
 }

@@ -48,13 +48,19 @@ static __always_inline void plain_link(struct ethhdr *eth, const struct fl_hop *
 	__builtin_memcpy(eth->h_source, hop->smac, ETH_ALEN);
 }
 
-/* One side of a plain packet gets another address and port; the TTL goes down by one. */
-static __always_inline void plain_rewrite(struct plain *p, __be32 *addr, __be16 *port, __be32 to_addr, __be16 to_port)
+/* The source or the destination of a plain packet changes; the TTL goes down by one. */
+static __always_inline void plain_rewrite(struct plain *p, _Bool source, __be32 addr, __be16 port)
 {
-	__u64 address = changed32(*addr, to_addr), transport = address + changed16(*port, to_port);
+	__u64 address = changed32(source ? p->ip.saddr : p->ip.daddr, addr);
+	__u64 transport = address + changed16(source ? p->sport : p->dport, port);
 
-	*addr = to_addr;
-	*port = to_port;
+	if (source) {
+		p->ip.saddr = addr;
+		p->sport = port;
+	} else {
+		p->ip.daddr = addr;
+		p->dport = port;
+	}
 	/* TTL is the first byte of its word: one less there is 0x0100 less, in network order. */
 	p->ip.ttl--;
 	p->ip.check = checksum_after(p->ip.check, address + (__u16)~bpf_htons(0x0100));
@@ -100,7 +106,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, struct plain *p, __u3
 	hop = remembered_hop(p->ip.daddr, time);
 	if (!server || server->flags || !hop || ip_len > hop->mtu || p->ip.ttl <= 1)
 		return NOT_PLAIN;
-	plain_rewrite(p, &p->ip.saddr, &p->sport, reply->vip.word[3], reply->port ? reply->port : p->sport);
+	plain_rewrite(p, 1, reply->vip.word[3], reply->port ? reply->port : p->sport);
 	plain_link(&p->eth, hop);
 	count_traffic(reply->service, id, FL_TO_CLIENT, ip_len);
 	return leave(ctx, hop);
@@ -109,21 +115,28 @@ static __always_inline int plain_reply(struct xdp_md *ctx, struct plain *p, __u3
 static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __u32 ip_len, __u32 time)
 {
 	struct fl_key4 key = { p->ip.saddr, p->ip.daddr, p->sport, p->dport, p->ip.protocol, {} };
-	struct fl_flow4 *found = bpf_map_lookup_elem(&flows4, &key);
+	struct fl_settings *set = get_settings();
+	__u32 service_id, server_id, seen, before;
 	struct fl_service *service;
 	struct fl_server *server;
-	__u32 service_id, server_id;
+	struct fl_flow4 *found;
+	__u16 generation;
 	__u8 forwarding;
 	struct fl_hop *hop;
 
+	found = set ? find4(&key, set, &before) : 0;
 	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
 		return NOT_PLAIN;
 	service_id = found->flow.service;
 	server_id = found->flow.server;
+	generation = found->flow.generation;
+	seen = found->flow.seen;
+	if (before & 1 || lock_of(&found->flow) != before)
+		return NOT_PLAIN;
 	service = bpf_map_lookup_elem(&services, &service_id);
 	server = bpf_map_lookup_elem(&servers, &server_id);
-	if (!service || !server || server->flags || server->family != 4 || server->generation != found->flow.generation ||
-	    (__s32)(time - found->flow.seen) > (__s32)service->timeout[FL_OPEN])
+	if (!service || !server || server->flags || server->family != 4 || server->generation != generation ||
+	    (__s32)(time - seen) > (__s32)service->timeout[FL_OPEN])
 		return NOT_PLAIN;
 	forwarding = service->forwarding;
 	hop = remembered_hop(server->addr.word[3], time);
@@ -133,7 +146,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __
 		return NOT_PLAIN;
 	if (forwarding == FL_NAT ? p->ip.ttl <= 1 : forwarding == FL_DSR && hop->gateway)
 		return NOT_PLAIN;
-	if (found->flow.seen != time)
+	if (seen != time)
 		found->flow.seen = time;
 	found->flow.packets++;
 	found->flow.octets += ip_len;
@@ -141,7 +154,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __
 	if (forwarding == FL_TUNNEL)
 		return plain_tunnel(ctx, server, hop, key.src ^ ((__u32)key.sport << 16 | key.dport), ip_len, p->ip.tos);
 	if (forwarding == FL_NAT)
-		plain_rewrite(p, &p->ip.daddr, &p->dport, server->addr.word[3], server->port ? server->port : p->dport);
+		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->dport);
 	plain_link(&p->eth, hop);
 	return leave(ctx, hop);
 }

@@ -114,7 +114,7 @@ class Flow:
     server: int
     generation: int
     table: int
-    syn: bool
+    new: bool  # one packet seen, or SYNs alone
     near: tuple[Address, int] | None = None
     far: tuple[Address, int] | None = None
 
@@ -407,17 +407,15 @@ class Forwarder:
         if flow.kind == "client":
             return self._known_to_client(p, flow, server)
         service = self.services[flow.service]
-        if p.is_syn() and (not flow.syn or flow.table != service.table or server.reset):
+        if p.is_syn() and (not flow.new or flow.table != service.table or server.reset):
             raise Missed
         if server.reset:
             if p.protocol == TCP:
                 raise Refused
             raise Missed
         route = self._to_server(p, flow.server, flow.service, flow)
-        if not about and not p.flags & SYN:
-            flow.syn = False
-        if not about and p.flags & (RST | FIN):
-            flow.syn = False
+        if not about and (p.flags & (RST | FIN) or not p.flags & SYN):
+            flow.new = False
         return route
 
     def _known_to_client(self, p: Parsed, flow: Flow, server: Server) -> Route:
@@ -488,7 +486,7 @@ class Forwarder:
         if not stored:
             self.noted.append(Counter.NEW_STATELESS)
             return route
-        flow = Flow("server", number, chosen, server.generation, service.table, p.is_syn())
+        flow = Flow("server", number, chosen, server.generation, service.table, not p.flags & FIN)
         if service.forwarding == "fullnat":
             flow.near = route.source
         if service.forwarding == "nat" and server.ambiguous:

@@ -284,7 +284,10 @@ class Bed:
 
     def forget(self) -> None:
         """Forget all flows, fragments, counters and cursors."""
-        self.clear("flows4", "flows6", "fragments", "sources")
+        for name in ("flows4", "flows6"):
+            with self.maps[name].memory() as flows:
+                flows[:] = bytes(len(flows))
+        self.clear("fragments", "sources")
         row = self.maps["cpus"].get(_u32(0))
         assert row is not None
         self.maps["cpus"].put(_u32(0), bytes(len(row)))

@@ -60,15 +60,17 @@ class Mode(IntEnum):
 class Kind(IntEnum):
     """``enum fl_kind``: what an entry of the flow table stands for."""
 
+    FREE = 0
     TO_SERVER = 1
     TO_CLIENT = 2
     DIRECT = 3
+    GONE = 4
 
 
 class State(IntEnum):
     """``enum fl_state``: which timeout a flow has."""
 
-    SYN = 0
+    NEW = 0
     OPEN = 1
     FIN = 2
     RST = 3
@@ -200,73 +202,48 @@ class Record:
         return cls(*cls.LAYOUT.unpack(raw))
 
 
-@dataclass(frozen=True, slots=True)
-class Tuple4(Record):
-    """Key of ``flows4``; ``source`` and ``destination`` are 4 bytes."""
-
-    LAYOUT: ClassVar = Layout("fl_key4", "v4 src, v4 dst, port sport, port dport, u8 proto, zero:3")
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tuple6(Record):
-    """Key of ``flows6``."""
-
-    LAYOUT: ClassVar = Layout("fl_key6", "addr src, addr dst, port sport, port dport, u8 proto, zero:3")
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
-    proto: int
-
-
-_FLOW = "u32 seen, u32 service, u32 server, u32 table, u16 generation, u8 kind, u8 state, u32 packets, u64 octets"
+_FLOW = (
+    "u32 lock, u32 seen, u32 server, u32 born, u16 service, u16 generation, u16 table, u8 kind, u8 state,"
+    "u64 octets, u32 packets, port near_port, port far_port"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Flow4(Record):
-    """Value of ``flows4``; times in jiffies."""
+    """One entry of ``flows4``; addresses are 4 bytes, times jiffies."""
 
-    LAYOUT: ClassVar = Layout("fl_flow4", f"{_FLOW}, v4 near, v4 far, port near_port, port far_port, u32 born, zero:16")
+    LAYOUT: ClassVar = Layout(
+        "fl_flow4", f"v4 src, v4 dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, v4 near, v4 far"
+    )
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    proto: int
+    lock: int
     seen: int
-    service: int
     server: int
-    table: int
+    born: int
+    service: int
     generation: int
+    table: int
     kind: int
     state: int
-    packets: int
     octets: int
-    near: bytes
-    far: bytes
+    packets: int
     near_port: int
     far_port: int
-    born: int
+    near: bytes
+    far: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Flow6(Record):
-    """Value of ``flows6``; times in jiffies."""
+class Flow6(Flow4):
+    """One entry of ``flows6``; addresses are 16 bytes."""
 
-    LAYOUT: ClassVar = Layout("fl_flow6", f"{_FLOW}, addr near, addr far, port near_port, port far_port, u32 born")
-    seen: int
-    service: int
-    server: int
-    table: int
-    generation: int
-    kind: int
-    state: int
-    packets: int
-    octets: int
-    near: bytes
-    far: bytes
-    near_port: int
-    far_port: int
-    born: int
+    LAYOUT: ClassVar = Layout(
+        "fl_flow6", f"addr src, addr dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, addr near, addr far, zero:16"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +357,8 @@ class Settings(Record):
 
     LAYOUT: ClassVar = Layout(
         "fl_settings",
-        "u32 abi, u32 wide, u32 brake, u32 answers, u32 cpus, u16 snat_first, u16 snat_last, u32 snat4, u32 snat6",
+        "u32 abi, u32 wide, u32 brake, u32 answers, u32 cpus, u16 snat_first, u16 snat_last, u32 snat4, u32 snat6,"
+        "zero:4, addr secret",
     )
     abi: int = ABI
     wide: int = 0
@@ -391,6 +369,7 @@ class Settings(Record):
     snat_last: int = 32767
     snat4: int = 0
     snat6: int = 0
+    secret: bytes = bytes(16)
 
     def with_snat(self, addresses: tuple[IPAddress, ...]) -> bytes:
         """The whole value, sending from these addresses."""

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The reset harness: restores the packet before every run, gives it the next flow's address and port, and jumps to
+ * the program under test. So one test run may repeat a program that encapsulates, and it meets as many flows as wanted.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define TEMPLATE 128 /* bytes copied at most; frames are at least as long */
+
+const volatile __u32 frame_bytes = 64;
+const volatile __u32 template_words = 8; /* 8-byte words that are restored */
+const volatile __u32 flows = 1;
+const volatile __u32 address_at = 26; /* where the low word of the varied address stands */
+const volatile __u32 port_at = 34;
+const volatile __u32 base_address = 0; /* host order */
+const volatile __u32 base_port = 1024;
+const volatile __u32 ports = 4096; /* a power of two: flows that share an address */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[TEMPLATE]);
+} template SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} under_test SEC(".maps");
+
+__u32 turn;
+
+SEC("xdp")
+int reset(struct xdp_md *ctx)
+{
+	__u32 zero = 0, flow = turn;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	long grown = end - data;
+	__u64 *from;
+
+	/* A 64-bit difference must stay one: clang would subtract 32-bit halves of pointers, which is refused. */
+	asm volatile("" : "+r"(grown));
+	if (bpf_xdp_adjust_head(ctx, (int)grown - (int)frame_bytes))
+		return XDP_ABORTED;
+	from = bpf_map_lookup_elem(&template, &zero);
+	data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	if (!from || data + (template_words == 8 ? 64 : TEMPLATE) > end)
+		return XDP_ABORTED;
+	if (template_words == 8)
+		__builtin_memcpy(data, from, 64);
+	else
+		__builtin_memcpy(data, from, TEMPLATE);
+	if (flows > 1) {
+		*(__be32 *)(data + (address_at & 63)) = bpf_htonl(base_address + flow / ports);
+		*(__be16 *)(data + (port_at & 63)) = bpf_htons(base_port + flow % ports);
+		turn = flow + 1 < flows ? flow + 1 : 0;
+	}
+	bpf_tail_call_static(ctx, &under_test, 0);
+	return XDP_ABORTED;
+}
+
+SEC("xdp")
+int pass_all(struct xdp_md *ctx)
+{
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int drop_all(struct xdp_md *ctx)
+{
+	return XDP_DROP;
+}
+
+SEC("xdp")
+int swap_macs(struct xdp_md *ctx)
+{
+	__u16 *words = (void *)(long)ctx->data, saved[3];
+
+	if ((void *)(words + 7) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+	__builtin_memcpy(saved, words, 6);
+	__builtin_memcpy(words, words + 3, 6);
+	__builtin_memcpy(words + 3, saved, 6);
+	return XDP_TX;
+}
+
+char _license[] SEC("license") = "GPL";
