@@ -95,7 +95,6 @@ struct scratch {
 	struct tuple tuple;
 	struct ends ends, found_ends, known_ends;
 	struct fl_flow flow, found, known;
-	struct fl_key4 key4;
 	struct fl_key6 key6;
 };
 

@@ -15,22 +15,12 @@
 enum { NOT_PLAIN = -1 };
 
 struct plain {
-	struct ethhdr eth;
-	struct iphdr ip;
-	__be16 sport, dport;
-	union {
-		struct {
-			__be32 seq, ack;
-			__u8 offset, flags;
-			__be16 window;
-			__sum16 check, urgent;
-		} tcp;
-		struct {
-			__be16 length;
-			__sum16 check;
-		} udp;
-	};
-} __attribute__((packed, aligned(2)));
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	struct tcphdr *tcp; /* or udp: the ports stand in the same place */
+	struct udphdr *udp;
+	__u32 ip_len, time;
+};
 
 static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
 {
@@ -49,25 +39,25 @@ static __always_inline void plain_link(struct ethhdr *eth, const struct fl_hop *
 }
 
 /* The source or the destination of a plain packet changes; the TTL goes down by one. */
-static __always_inline void plain_rewrite(struct plain *p, _Bool source, __be32 addr, __be16 port)
+static __always_inline void plain_rewrite(const struct plain *p, _Bool source, __be32 addr, __be16 port)
 {
-	__u64 address = changed32(source ? p->ip.saddr : p->ip.daddr, addr);
-	__u64 transport = address + changed16(source ? p->sport : p->dport, port);
+	__u64 address = changed32(source ? p->ip->saddr : p->ip->daddr, addr);
+	__u64 transport = address + changed16(source ? p->tcp->source : p->tcp->dest, port);
 
 	if (source) {
-		p->ip.saddr = addr;
-		p->sport = port;
+		p->ip->saddr = addr;
+		p->tcp->source = port;
 	} else {
-		p->ip.daddr = addr;
-		p->dport = port;
+		p->ip->daddr = addr;
+		p->tcp->dest = port;
 	}
 	/* TTL is the first byte of its word: one less there is 0x0100 less, in network order. */
-	p->ip.ttl--;
-	p->ip.check = checksum_after(p->ip.check, address + (__u16)~bpf_htons(0x0100));
-	if (p->ip.protocol == IPPROTO_TCP)
-		p->tcp.check = checksum_after(p->tcp.check, transport);
-	else if (p->udp.check)
-		p->udp.check = udp_checksum_after(p->udp.check, transport);
+	p->ip->ttl--;
+	p->ip->check = checksum_after(p->ip->check, address + (__u16)~bpf_htons(0x0100));
+	if (p->ip->protocol == IPPROTO_TCP)
+		p->tcp->check = checksum_after(p->tcp->check, transport);
+	else if (p->udp->check)
+		p->udp->check = udp_checksum_after(p->udp->check, transport);
 }
 
 static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_server *server, const struct fl_hop *hop,
@@ -91,9 +81,9 @@ static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_serv
 	return leave(ctx, hop);
 }
 
-static __always_inline int plain_reply(struct xdp_md *ctx, struct plain *p, __u32 ip_len, __u32 time)
+static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p)
 {
-	struct fl_listen4 key = { .addr = p->ip.saddr, .port = p->sport, .proto = p->ip.protocol };
+	struct fl_listen4 key = { .addr = p->ip->saddr, .port = p->tcp->source, .proto = p->ip->protocol };
 	struct fl_reply *reply = bpf_map_lookup_elem(&replies4, &key);
 	struct fl_server *server;
 	struct fl_hop *hop;
@@ -103,20 +93,22 @@ static __always_inline int plain_reply(struct xdp_md *ctx, struct plain *p, __u3
 		return NOT_PLAIN;
 	id = reply->server;
 	server = bpf_map_lookup_elem(&servers, &id);
-	hop = remembered_hop(p->ip.daddr, time);
-	if (!server || server->flags || !hop || ip_len > hop->mtu || p->ip.ttl <= 1)
+	hop = remembered_hop(p->ip->daddr, p->time);
+	if (!server || server->flags || !hop || p->ip_len > hop->mtu || p->ip->ttl <= 1)
 		return NOT_PLAIN;
-	plain_rewrite(p, 1, reply->vip.word[3], reply->port ? reply->port : p->sport);
-	plain_link(&p->eth, hop);
-	count_traffic(reply->service, id, FL_TO_CLIENT, ip_len);
+	plain_rewrite(p, 1, reply->vip.word[3], reply->port ? reply->port : key.port);
+	plain_link(p->eth, hop);
+	count_traffic(reply->service, id, FL_TO_CLIENT, p->ip_len);
 	return leave(ctx, hop);
 }
 
-static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __u32 ip_len, __u32 time)
+static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
 {
-	struct fl_key4 key = { p->ip.saddr, p->ip.daddr, p->sport, p->dport, p->ip.protocol, {} };
 	struct fl_settings *set = get_settings();
-	__u32 service_id, server_id, seen, before;
+	__u32 service_id, server_id, seen, before, grow;
+	__be32 src = p->ip->saddr;
+	/* Both ports in one load, as the key has them. */
+	__u32 ports = *(__u32 *)&p->tcp->source;
 	struct fl_service *service;
 	struct fl_server *server;
 	struct fl_flow4 *found;
@@ -124,7 +116,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __
 	__u8 forwarding;
 	struct fl_hop *hop;
 
-	found = set ? find4(&key, set, &before) : 0;
+	found = set ? find4(key4_addresses(src, p->ip->daddr), (__u64)p->ip->protocol << 32 | ports, set, &before) : 0;
 	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
 		return NOT_PLAIN;
 	service_id = found->flow.service;
@@ -136,49 +128,51 @@ static __always_inline int plain_request(struct xdp_md *ctx, struct plain *p, __
 	service = bpf_map_lookup_elem(&services, &service_id);
 	server = bpf_map_lookup_elem(&servers, &server_id);
 	if (!service || !server || server->flags || server->family != 4 || server->generation != generation ||
-	    (__s32)(time - seen) > (__s32)service->timeout[FL_OPEN])
+	    (__s32)(p->time - seen) > (__s32)service->timeout[FL_OPEN])
 		return NOT_PLAIN;
 	forwarding = service->forwarding;
-	hop = remembered_hop(server->addr.word[3], time);
-	if (forwarding == FL_FULLNAT || !hop)
+	grow = forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0;
+	hop = remembered_hop(server->addr.word[3], p->time);
+	if (forwarding == FL_FULLNAT || !hop || p->ip_len + grow > hop->mtu)
 		return NOT_PLAIN;
-	if (ip_len + (forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0) > hop->mtu)
+	if (forwarding == FL_NAT ? p->ip->ttl <= 1 : forwarding == FL_DSR && hop->gateway)
 		return NOT_PLAIN;
-	if (forwarding == FL_NAT ? p->ip.ttl <= 1 : forwarding == FL_DSR && hop->gateway)
-		return NOT_PLAIN;
-	if (seen != time)
-		found->flow.seen = time;
+	if (seen != p->time)
+		found->flow.seen = p->time;
 	found->flow.packets++;
-	found->flow.octets += ip_len;
-	count_traffic(service_id, server_id, FL_TO_SERVER, ip_len);
+	found->flow.octets += p->ip_len;
+	count_traffic(service_id, server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
-		return plain_tunnel(ctx, server, hop, key.src ^ ((__u32)key.sport << 16 | key.dport), ip_len, p->ip.tos);
+		return plain_tunnel(ctx, server, hop, src ^ (ports << 16 | ports >> 16), p->ip_len, p->ip->tos);
 	if (forwarding == FL_NAT)
-		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->dport);
-	plain_link(&p->eth, hop);
+		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
+	plain_link(p->eth, hop);
 	return leave(ctx, hop);
 }
 
-/* An XDP action, or NOT_PLAIN. */
-static __always_inline int fast(struct xdp_md *ctx)
+/* An XDP action, or NOT_PLAIN. A function of its own, so that its stack does not weigh on the general path's. */
+__noinline int fast(struct xdp_md *ctx)
 {
-	struct plain *p = (void *)(long)ctx->data;
-	__u32 ip_len, time;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct plain p = { .eth = data, .ip = data + ETH_HLEN, .tcp = data + ETH_HLEN + sizeof(struct iphdr) };
+	__u32 ip_len;
 
-	if ((void *)(p + 1) > (void *)(long)ctx->data_end)
+	p.udp = (void *)p.tcp;
+	if ((void *)(p.tcp + 1) > end)
 		return NOT_PLAIN;
-	if (p->eth.h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)&p->ip != 0x45 || p->ip.frag_off & bpf_htons(IP_MF | IP_OFFSET))
+	if (p.eth->h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)p.ip != 0x45 || p.ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return NOT_PLAIN;
-	ip_len = bpf_ntohs(p->ip.tot_len);
-	if (ip_len < sizeof(*p) - ETH_HLEN || ETH_HLEN + ip_len > frame_length(ctx))
+	ip_len = bpf_ntohs(p.ip->tot_len);
+	if (ip_len < sizeof(*p.ip) + sizeof(*p.tcp) || ETH_HLEN + ip_len > frame_length(ctx))
 		return NOT_PLAIN;
-	if (p->ip.protocol == IPPROTO_TCP ? p->tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST) : p->ip.protocol != IPPROTO_UDP)
+	if (p.ip->protocol == IPPROTO_TCP ? ((__u8 *)p.tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST) : p.ip->protocol != IPPROTO_UDP)
 		return NOT_PLAIN;
-	time = now();
-	if (near_bits(p->ip.daddr) & FL_NEAR_VIP)
-		return plain_request(ctx, p, ip_len, time);
-	if (near_bits(p->ip.saddr) & FL_NEAR_SERVER && !unroutable4(p->ip.daddr))
-		return plain_reply(ctx, p, ip_len, time);
+	p.ip_len = ip_len;
+	p.time = now();
+	if (near_bits(p.ip->daddr) & FL_NEAR_VIP)
+		return plain_request(ctx, &p);
+	if (near_bits(p.ip->saddr) & FL_NEAR_SERVER && !unroutable4(p.ip->daddr))
+		return plain_reply(ctx, &p);
 	return NOT_PLAIN;
 }
 

@@ -25,15 +25,6 @@ static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
 	t->family = p->family;
 }
 
-static __always_inline void fill_key4(struct fl_key4 *key, const struct tuple *t)
-{
-	key->src = t->src.word[3];
-	key->dst = t->dst.word[3];
-	key->sport = t->sport;
-	key->dport = t->dport;
-	*(__u32 *)&key->proto = t->proto;
-}
-
 static __always_inline void fill_key6(struct fl_key6 *key, const struct tuple *t)
 {
 	key->src = t->src;
@@ -50,11 +41,9 @@ static __always_inline __u64 mix_word(__u64 hash, __u64 word)
 	return hash ^ hash >> 32;
 }
 
-static __always_inline __u32 home4(const struct fl_key4 *key, const struct fl_settings *set)
+static __always_inline __u32 home4(__u64 addresses, __u64 rest, const struct fl_settings *set)
 {
-	const __u64 *word = (const __u64 *)key;
-
-	return mix_word(mix_word(set->secret[0], word[0]) + set->secret[1], word[1]) * 0x94D049BB133111EBull >> 32;
+	return mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest) * 0x94D049BB133111EBull >> 32;
 }
 
 static __always_inline __u32 home6(const struct fl_key6 *key, const struct fl_settings *set)
@@ -66,11 +55,25 @@ static __always_inline __u32 home6(const struct fl_key6 *key, const struct fl_se
 	return hash * 0x94D049BB133111EBull >> 32;
 }
 
-static __always_inline _Bool same_key4(const struct fl_key4 *a, const struct fl_key4 *b)
+/*
+ * An IPv4 key as two words, made in registers: written to memory in parts and read back whole it would wait for
+ * every load before it, also those of the packet before.
+ */
+static __always_inline __u64 key4_addresses(__be32 src, __be32 dst)
 {
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+	return (__u64)dst << 32 | src;
+}
 
-	return x[0] == y[0] && x[1] == y[1];
+static __always_inline __u64 key4_rest(__be16 sport, __be16 dport, __u8 proto)
+{
+	return (__u64)proto << 32 | (__u32)dport << 16 | sport;
+}
+
+static __always_inline _Bool same_key4(const struct fl_key4 *key, __u64 addresses, __u64 rest)
+{
+	const __u64 *word = (const __u64 *)key;
+
+	return word[0] == addresses && word[1] == rest;
 }
 
 static __always_inline _Bool same_key6(const struct fl_key6 *a, const struct fl_key6 *b)
@@ -99,9 +102,9 @@ static __always_inline __u32 lock_of(const struct fl_flow *flow)
 	return *(volatile const __u32 *)&flow->lock;
 }
 
-static __always_inline struct fl_flow4 *find4(const struct fl_key4 *key, const struct fl_settings *set, __u32 *before)
+static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, const struct fl_settings *set, __u32 *before)
 {
-	__u32 home = home4(key, set);
+	__u32 home = home4(addresses, rest, set);
 
 	for (__u32 i = 0; i < FL_PROBES; i++) {
 		struct fl_flow4 *entry = entry4(home, i);
@@ -109,7 +112,7 @@ static __always_inline struct fl_flow4 *find4(const struct fl_key4 *key, const s
 		if (!entry || entry->flow.kind == FL_FREE)
 			return 0;
 		*before = lock_of(&entry->flow);
-		if (same_key4(&entry->key, key) && entry->flow.kind != FL_GONE)
+		if (same_key4(&entry->key, addresses, rest) && entry->flow.kind != FL_GONE)
 			return entry;
 	}
 	return 0;
@@ -143,8 +146,8 @@ static __always_inline struct fl_flow *flow_find(struct scratch *work, const str
 	if (t->family == 4) {
 		struct fl_flow4 *found;
 
-		fill_key4(&work->key4, t);
-		found = find4(&work->key4, set, &before);
+		found = find4(key4_addresses(t->src.word[3], t->dst.word[3]), key4_rest(t->sport, t->dport, t->proto), set,
+			      &before);
 		if (!found)
 			return 0;
 		*copy = found->flow;
@@ -234,11 +237,11 @@ static __always_inline void fill_flow(struct fl_flow *to, const struct fl_flow *
 
 static __always_inline int store4(struct scratch *work, const struct fl_settings *set, int absent)
 {
+	const struct tuple *t = &work->tuple;
+	__u64 addresses = key4_addresses(t->src.word[3], t->dst.word[3]), rest = key4_rest(t->sport, t->dport, t->proto);
+	__u32 home = home4(addresses, rest, set), best = 0, rank;
 	struct fl_flow4 *place = 0, *entry;
-	__u32 home, best = 0, rank;
 
-	fill_key4(&work->key4, &work->tuple);
-	home = home4(&work->key4, set);
 	for (__u32 i = 0; i < FL_PROBES; i++) {
 		entry = entry4(home, i);
 		if (!entry)
@@ -248,7 +251,7 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 				place = entry;
 			break;
 		}
-		if (same_key4(&entry->key, &work->key4)) {
+		if (same_key4(&entry->key, addresses, rest)) {
 			if (absent && entry->flow.kind != FL_GONE && flow_alive(&entry->flow, work->flow.seen))
 				return -1;
 			place = entry;
@@ -262,7 +265,8 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 	}
 	if (!place || lock_entry(&place->flow))
 		return -1;
-	place->key = work->key4;
+	((__u64 *)&place->key)[0] = addresses;
+	((__u64 *)&place->key)[1] = rest;
 	fill_flow(&place->flow, &work->flow);
 	place->near = work->ends.near.word[3];
 	place->far = work->ends.far.word[3];

@@ -52,10 +52,15 @@ int reset(struct xdp_md *ctx)
 	end = (void *)(long)ctx->data_end;
 	if (!from || data + (template_words == 8 ? 64 : TEMPLATE) > end)
 		return XDP_ABORTED;
+	/* In words that begin two bytes later: so the addresses are written as one, and can be read as one at once. */
+	*(__u16 *)data = *(__u16 *)from;
+	from = (void *)from + 2;
+	data += 2;
 	if (template_words == 8)
-		__builtin_memcpy(data, from, 64);
+		__builtin_memcpy(data, from, 62);
 	else
-		__builtin_memcpy(data, from, TEMPLATE);
+		__builtin_memcpy(data, from, TEMPLATE - 2);
+	data -= 2;
 	if (flows > 1) {
 		*(__be32 *)(data + (address_at & 63)) = bpf_htonl(base_address + flow / ports);
 		*(__be16 *)(data + (port_at & 63)) = bpf_htons(base_port + flow % ports);
