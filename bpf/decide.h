@@ -246,7 +246,8 @@ __noinline int keep_partner(const struct packet *p, const struct route *r, const
 	    !same_addr(&work->found_ends.far, &work->ends.far) || !same_addr(&work->found_ends.near, &work->ends.near))
 		return -1;
 	partner->seen = flow->seen;
-	if (work->found.state == FL_NEW)
+	/* Never the other way: to a SYN that is sent again, its flow must still be new. */
+	if (flow->kind == FL_TO_SERVER && work->found.state == FL_NEW)
 		partner->state = flow->state;
 	return 0;
 }

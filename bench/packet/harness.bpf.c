@@ -13,6 +13,8 @@
 const volatile __u32 frame_bytes = 64;
 const volatile __u32 template_words = 8; /* 8-byte words that are restored */
 const volatile __u32 flows = 1;
+/* From flow to flow; shares no factor with `flows`. In order (1) a table that fills up in order would be read in order. */
+const volatile __u32 stride = 1;
 const volatile __u32 address_at = 26; /* where the low word of the varied address stands */
 const volatile __u32 port_at = 34;
 const volatile __u32 base_address = 0; /* host order */
@@ -64,7 +66,8 @@ int reset(struct xdp_md *ctx)
 	if (flows > 1) {
 		*(__be32 *)(data + (address_at & 63)) = bpf_htonl(base_address + flow / ports);
 		*(__be16 *)(data + (port_at & 63)) = bpf_htons(base_port + flow % ports);
-		turn = flow + 1 < flows ? flow + 1 : 0;
+		flow += stride;
+		turn = flow < flows ? flow : flow - flows;
 	}
 	bpf_tail_call_static(ctx, &under_test, 0);
 	return XDP_ABORTED;

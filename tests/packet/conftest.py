@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from fairlead.dataplane.xdp.libbpf import LoadedObject
 from support.xdp import Bed, build_links, open_bed, own_namespace, testbed_object
 

@@ -87,7 +87,7 @@ class Generator:
         payload = r.randbytes(size)
         if r.random() < 0.5:
             options = b"\1" * r.choice((0, 0, 12, 40))
-            return TCP, tcp(e, r.choice(FLAGS), payload, r.getrandbits(32), r.getrandbits(32), options)
+            return TCP, tcp(e, r.choice(FLAGS), payload, seq=r.getrandbits(32), ack=r.getrandbits(32), options=options)
         return UDP, udp(e, payload, r.choice((None, None, None, 0, 0xFFFF, 1)))
 
     def _packet(self, version: int, e: Ends) -> bytes:

@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from fairlead.dataplane.xdp.abi import Counter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fairlead.dataplane.xdp.abi import Counter
 from packet.generate import Generator
 from packet.world import FATES, World, furnish
 from support.xdp import Bed, open_bed

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 
 from fairlead.dataplane.xdp import abi
 from support.oracle import Forwarder, Outcome, Reply, Server, Service
-from support.xdp import OUTSIDE, SEED, Bed, Port
+from support.xdp import LONG, OUTSIDE, SEED, Bed, Port
 
 FORWARDING = {
     "nat": abi.Forwarding.NAT,
@@ -37,7 +37,7 @@ class World:
     oracle: Forwarder = field(default_factory=Forwarder)
     _access: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _seen: tuple[int, ...] = ()
-    _replies: list[tuple[str, int, str, int, int, int, int]] = field(default_factory=list)
+    _replies: list[tuple[str, int, abi.ReplyRecord]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._seen = self.bed.raw_counters()
@@ -46,7 +46,8 @@ class World:
         """Addresses and ports fullnat sends from."""
         self.oracle.snat = tuple(ip_address(a) for a in addresses)
         self.oracle.snat_ports = ports
-        self.bed.settings(snat=addresses, snat_first=ports[0], snat_last=ports[1], wide=len(self.oracle.ranges), cpus=1)
+        self.settings = abi.Settings(wide=len(self.oracle.ranges), snat_first=ports[0], snat_last=ports[1])
+        self.bed.settings(self.settings, snat=addresses)
 
     def server(
         self,
@@ -76,7 +77,8 @@ class World:
         choice: str = "flow",
         mode: str = "forward",
         allowed: tuple[str, ...] | None = None,
-        **values: int,
+        timeout: bytes = LONG,
+        new_per_source: int = 0,
     ) -> None:
         """A service; the same id again changes it, with a table of its own."""
         table = self.bed.table(members, slots) if slots else (0, 0)
@@ -91,7 +93,14 @@ class World:
             forwarding, members, slots, SEED, choice, mode, nets, table[0], before.turn if before else 0
         )
         self.bed.service(
-            number, FORWARDING[forwarding], table, choice=CHOICE[choice], mode=MODE[mode], access=access, **values
+            number,
+            FORWARDING[forwarding],
+            table,
+            choice=CHOICE[choice],
+            mode=MODE[mode],
+            access=access,
+            timeout=timeout,
+            new_per_source=new_per_source,
         )
 
     def listen(self, service: int, vip: str, protocol: int, first: int, last: int | None = None) -> None:
@@ -106,24 +115,13 @@ class World:
         if last is not None:
             self.snat(*map(str, self.oracle.snat), ports=self.oracle.snat_ports)
 
-    def reply(
-        self,
-        endpoint: str,
-        protocol: int,
-        vip: str,
-        port: int,
-        service: int,
-        server: int,
-        *,
-        ambiguous: bool = False,
-        guess: bool = False,
-    ) -> None:
+    def reply(self, endpoint: str, protocol: int, reply: Reply) -> None:
         """How replies of a nat server are turned back."""
         host, _, number = endpoint.rpartition(":")
-        key = (ip_address(host.strip("[]")), int(number), protocol)
-        self.oracle.replies[key] = Reply(ip_address(vip), port, service, server, ambiguous, guess)
-        flags = abi.REPLY_AMBIGUOUS * ambiguous | abi.REPLY_GUESS * guess
-        self._replies.append((endpoint, protocol, vip, port, service, server, flags))
+        self.oracle.replies[(ip_address(host.strip("[]")), int(number), protocol)] = reply
+        flags = abi.REPLY_AMBIGUOUS * reply.ambiguous | abi.REPLY_GUESS * reply.guess
+        record = abi.ReplyRecord(abi.packed(reply.vip), reply.port, flags, reply.service, reply.server)
+        self._replies.append((endpoint, protocol, record))
         self.bed.reply(*self._replies[-1])
 
     def send(self, frame: bytes, port: Port = OUTSIDE) -> Outcome:
@@ -139,12 +137,12 @@ class World:
         run = self.bed.send(frame, port)
         fates, notes = self._news()
         got = Outcome(run.verdict, run.packet, fates[0] if len(fates) == 1 else None)
-        context = f"\nframe  {frame.hex()}\nby     {port.name}\nwanted {show(wanted)} {self.oracle.noted}\ngot    {show(got)} {fates} {notes}"
-        assert (got.verdict, got.counter, len(fates)) == (
-            wanted.verdict,
-            wanted.counter,
-            int(wanted.counter is not None),
-        ), context
+        context = (
+            f"\nframe  {frame.hex()}\nby     {port.name}\nwanted {show(wanted)} {self.oracle.noted}"
+            f"\ngot    {show(got)} {fates} {notes}"
+        )
+        wanted_fates = [wanted.counter] if wanted.counter is not None else []
+        assert (got.verdict, fates) == (wanted.verdict, wanted_fates), context
         assert sorted(notes) == sorted(self.oracle.noted), context
         assert got.frame == wanted.frame, context
         return got
@@ -250,13 +248,12 @@ def furnish(world: World) -> World:
         world.listen(base + 101, "10.0.0.103", protocol, 1000, 1999)
         world.listen(base + 6, "10.0.0.104", protocol, 0, 65535)
         world.listen(base + 7, "2001:db8::104", protocol, 0, 65535)
+        vip4, vip6 = ip_address("10.0.0.100"), ip_address("2001:db8::100")
         for n in range(4):
             shared = n == 3
-            world.reply(f"10.0.1.{10 + n}:8080", protocol, "10.0.0.100", 80, base, 10 + n, ambiguous=shared)
-            world.reply(
-                f"[2001:db8:1::{0x10 + n:x}]:8080", protocol, "2001:db8::100", 80, base + 1, 20 + n, ambiguous=shared
-            )
-        world.reply("10.0.1.13:0", protocol, "10.0.0.103", 0, base + 101, 33)
-        world.reply("192.0.2.1:8080", protocol, "10.0.0.100", 80, base, 66, ambiguous=True, guess=True)
-        world.reply("10.9.0.5:8080", protocol, "10.0.0.100", 80, base, 60)
+            world.reply(f"10.0.1.{10 + n}:8080", protocol, Reply(vip4, 80, base, 10 + n, shared))
+            world.reply(f"[2001:db8:1::{0x10 + n:x}]:8080", protocol, Reply(vip6, 80, base + 1, 20 + n, shared))
+        world.reply("10.0.1.13:0", protocol, Reply(ip_address("10.0.0.103"), 0, base + 101, 33))
+        world.reply("192.0.2.1:8080", protocol, Reply(vip4, 80, base, 66, ambiguous=True, guess=True))
+        world.reply("10.9.0.5:8080", protocol, Reply(vip4, 80, base, 60))
     return world

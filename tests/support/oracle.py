@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from fairlead.dataplane.xdp.abi import Counter
 from support.packets import ACK, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, Address, checksum, pseudo
@@ -165,7 +165,7 @@ class Outcome:
     counter: Counter | None
 
 
-class Verdict(Exception):  # noqa: N818
+class Verdict(Exception):
     """The fate of a packet that is not forwarded."""
 
     def __init__(self, verdict: int, counter: Counter) -> None:
@@ -181,11 +181,11 @@ def passed(counter: Counter) -> Verdict:
     return Verdict(PASS, counter)
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A new flow of a service that rejects, or a flow that is reset."""
 
 
-class Missed(Exception):  # noqa: N818
+class Missed(Exception):
     """Nothing is known."""
 
 
@@ -319,7 +319,7 @@ class Forwarder:
     def _ports(self, p: Parsed) -> Parsed:
         needed = {TCP: 20, UDP: 8}.get(p.protocol)
         if needed is None:
-            if p.protocol in (ICMP if p.family == 4 else ICMP6,) and p.fragment == "whole":
+            if p.protocol == (ICMP if p.family == 4 else ICMP6) and p.fragment == "whole":
                 return p
             raise passed(Counter.PASS_UNRELATED)
         if p.l4 + needed > len(p.raw):
@@ -678,10 +678,7 @@ class Forwarder:
             raise dropped(Counter.DROP_UNANSWERABLE)
         seq, ack = struct.unpack_from(">II", p.raw, p.l4 + 4)
         length = len(p.raw) - p.l4 - (p.raw[p.l4 + 12] >> 4) * 4 + bool(p.flags & SYN) + bool(p.flags & FIN)
-        if p.flags & ACK:
-            numbers = (ack, 0, RST)
-        else:
-            numbers = (0, (seq + length) & 0xFFFFFFFF, RST | ACK)
+        numbers = (ack, 0, RST) if p.flags & ACK else (0, (seq + length) & 0xFFFFFFFF, RST | ACK)
         segment = struct.pack(">HHIIBBHHH", p.dport, p.sport, numbers[0], numbers[1], 5 << 4, numbers[2], 0, 0, 0)
         total = checksum(pseudo(p.destination, p.source, TCP, 20) + segment)
         return self._answer(p, TCP, segment[:16] + total.to_bytes(2, "big") + segment[18:], Counter.SENT_RESET)

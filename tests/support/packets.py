@@ -52,7 +52,7 @@ def ends(source: str, destination: str) -> Ends:
 
 
 def tcp(
-    e: Ends, flags: int = ACK, payload: bytes = b"", seq: int = 1000, ack: int = 2000, options: bytes = b""
+    e: Ends, flags: int = ACK, payload: bytes = b"", *, seq: int = 1000, ack: int = 2000, options: bytes = b""
 ) -> bytes:
     """A TCP segment."""
     offset = (20 + len(options)) // 4

@@ -70,7 +70,7 @@ def own_namespace() -> Iterator[None]:
 
 
 def ip(*arguments: str) -> None:
-    """Run ip(8)."""
+    """Run the command ip."""
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
@@ -126,7 +126,7 @@ def hop_to(address: Address) -> Hop | str:
     for port in PORTS:
         for own in port.addresses:
             net = ip_network(own, strict=False)
-            if address in (net.broadcast_address if net.version == 4 else net.network_address,):
+            if address == (net.broadcast_address if net.version == 4 else net.network_address):
                 return "local"  # broadcast, or the routers' anycast address
             if address in net:
                 known = NEIGHBOURS.get(str(address))
@@ -174,9 +174,9 @@ class Bed:
         self._ports = {port.name: socket.if_nametoindex(port.name) for port in PORTS}
         self.settings()
 
-    def settings(self, *, snat: Sequence[str] = (), **values: int) -> None:
+    def settings(self, record: abi.Settings | None = None, *, snat: Sequence[str] = ()) -> None:
         """Set ``settings[0]``; the source ports of fullnat belong to one CPU unless told otherwise."""
-        record = abi.Settings(**values)
+        record = record or abi.Settings()
         addresses = tuple(ip_address(a) for a in snat)
         self.maps["settings"].put(_u32(0), record.with_snat(addresses))
         for address in addresses:
@@ -245,13 +245,10 @@ class Bed:
         for start, bits in port_prefixes(first, last):
             self.maps["ranges"].put(abi.RangeKey(abi.ANY_PORT_BITS + bits, raw, protocol, start).pack(), _u32(service))
 
-    def reply(
-        self, endpoint: str, protocol: int, vip: str, port: int, service: int, server: int, flags: int = 0
-    ) -> None:
-        """Let replies from ``endpoint`` be turned back to ``vip``:``port``."""
+    def reply(self, endpoint: str, protocol: int, record: abi.ReplyRecord) -> None:
+        """Let replies from ``endpoint`` be turned back as ``record`` says."""
         host, _, number = endpoint.rpartition(":")
         address = ip_address(host.strip("[]"))
-        record = abi.ReplyRecord(abi.packed(ip_address(vip)), port, flags, service, server)
         if address.version == 4:
             key: abi.Record = abi.ListenKey4(address.packed, int(number), protocol)
         else:
@@ -330,7 +327,9 @@ def open_bed(*, sizes: Mapping[str, int] | None = None, **constants: int) -> Ite
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     try:
-        bed = Bed(LoadedObject(program_object(), constants={"fragment_ttl": 100_000, **constants}, max_entries=sizes), cpu)
+        bed = Bed(
+            LoadedObject(program_object(), constants={"fragment_ttl": 100_000, **constants}, max_entries=sizes), cpu
+        )
         try:
             yield bed
         finally:

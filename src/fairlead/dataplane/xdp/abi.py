@@ -19,6 +19,7 @@ from fairlead.model.net import IPAddress
 ABI = 1
 HOPS = 1024
 NEAR_BITS = 18
+PROBES = 8
 NEAR_VIP, NEAR_SERVER = 1, 2
 SNAT_MAX = 32
 SLOT_UNIT = 8
@@ -242,7 +243,8 @@ class Flow6(Flow4):
     """One entry of ``flows6``; addresses are 16 bytes."""
 
     LAYOUT: ClassVar = Layout(
-        "fl_flow6", f"addr src, addr dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, addr near, addr far, zero:16"
+        "fl_flow6",
+        f"addr src, addr dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, addr near, addr far, zero:16",
     )
 
 
@@ -358,7 +360,7 @@ class Settings(Record):
     LAYOUT: ClassVar = Layout(
         "fl_settings",
         "u32 abi, u32 wide, u32 brake, u32 answers, u32 cpus, u16 snat_first, u16 snat_last, u32 snat4, u32 snat6,"
-        "zero:4, addr secret",
+        "addr secret",
     )
     abi: int = ABI
     wide: int = 0
