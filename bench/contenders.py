@@ -70,6 +70,9 @@ class Contender:
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, "PYTHONPATH": str(SOURCE)},
+                # Autogroup scheduling shares the CPU between sessions: all contenders must be one of their own, as
+                # fairlead's workers are anyway.
+                start_new_session=True,
             )
         wait_for(self.port, self.name, self.process, log)
 
