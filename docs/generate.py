@@ -19,7 +19,7 @@ from fairlead.api import metrics, openapi, routes
 from fairlead.cli.local import LocalVerbs
 from fairlead.cli.main import build
 from fairlead.config import reference
-from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, WorkerView
+from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, VipView, VrrpView, WorkerView
 
 PROCESS = "fairlead_process_"
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -30,10 +30,10 @@ SIGNALS = """\
 | signal | does |
 |---|---|
 | HUP | validates the configuration file and goes over to it; an invalid file changes nothing |
-| TERM | takes no new connections, gives the others up to the longest `drain_timeout`, ends; a second one: as INT |
-| INT | ends now; connections are reset |
+| TERM | hands its VIPs over, takes no new connections, waits up to the longest `drain_timeout`, ends; again: as INT |
+| INT | hands its VIPs over and ends now; connections are reset |
 | USR1 | prints the whole state as JSON |
-| USR2 | ends the agent alone; the workers go on, and the next agent takes them over |
+| USR2 | ends the agent alone; workers and VIPs stay as they are, and the next agent takes them over |
 """
 EXAMPLES = """\
 ```console
@@ -179,7 +179,18 @@ def _scrape() -> metrics.Scrape:
         version="", pid=1, started_at=0.0, config_file=None, config_digest="", last_reload_at=0.0, last_reload_ok=True,
         last_reload_error=None, converged=True, pending_error=None, drift_repairs_total=0, workers=(worker,),
     )  # fmt: skip
-    return metrics.Scrape(status, ready=True, services=(service,), servers=(server,), health=(health,))
+    vip = VipView(
+        vip="192.0.2.10/24", interface="eth0", owner="pair", state="active", held=True, since_at=0.0, active=None,
+        answered_by=(), conflict=False, conflicts_total=0, restored_total=0, detail="",
+    )  # fmt: skip
+    instance = VrrpView(
+        name="pair", interface="eth0", vrid=1, version=3, state="active", priority=100, configured_priority=100, why="",
+        since_at=0.0, active=None, released=False, transitions_total=0, sent_total=0, received_total=0,
+        conflicts_total=0, invalid={"ttl": 0},
+    )  # fmt: skip
+    return metrics.Scrape(
+        status, ready=True, services=(service,), servers=(server,), health=(health,), vips=(vip,), vrrp=(instance,)
+    )
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -26,6 +26,8 @@ from fairlead.model.views import (
     ServerView,
     ServiceView,
     StatusView,
+    VipView,
+    VrrpView,
     WorkerView,
 )
 
@@ -136,6 +138,35 @@ class FakeFacade:
             )
             for server in self.servers_by_key.values()
         )  # fmt: skip
+
+    def vips(self) -> tuple[VipView, ...]:
+        self._fail()
+        return (
+            VipView(
+                vip="192.0.2.10/24", interface="eth0", owner="pair", state="active", held=True,
+                since_at=1_700_000_000.0, active="192.0.2.1", answered_by=("02:00:00:00:00:07",), conflict=True,
+                conflicts_total=2, restored_total=1, detail="timeout",
+            ),
+        )  # fmt: skip
+
+    def vrrp(self) -> tuple[VrrpView, ...]:
+        self._fail()
+        return (
+            VrrpView(
+                name="pair", interface="eth0", vrid=51, version=3, state="active", priority=100,
+                configured_priority=100, why="timeout", since_at=1_700_000_000.0, active="192.0.2.1", released=False,
+                transitions_total=3, sent_total=700, received_total=20, conflicts_total=4,
+                invalid={"ttl": 5, "checksum": 6},
+            ),
+        )  # fmt: skip
+
+    async def move_vip(self, address: str, action: str, *, dry_run: bool) -> ChangeResult:
+        self._fail()
+        if address != "192.0.2.10":
+            raise NotFound(f"no vip {address}; did you mean 192.0.2.10?")
+        if not dry_run:
+            self.writes.append((action, address))
+        return ChangeResult((f"{action} 192.0.2.10/24",))
 
     def events(self, after: int, limit: int) -> tuple[EventView, ...]:
         self._fail()

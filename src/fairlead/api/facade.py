@@ -18,6 +18,8 @@ from fairlead.model.views import (
     ServerView,
     ServiceView,
     StatusView,
+    VipView,
+    VrrpView,
 )
 
 
@@ -46,6 +48,20 @@ class Facade(Protocol):
 
     def health(self) -> tuple[HealthView, ...]:
         """All probed targets."""
+
+    def vips(self) -> tuple[VipView, ...]:
+        """All VIPs of the configuration, as this node sees them."""
+
+    def vrrp(self) -> tuple[VrrpView, ...]:
+        """All VRRP instances of this node."""
+
+    async def move_vip(self, address: str, action: str, *, dry_run: bool) -> ChangeResult:
+        """Hand over or take over the VRRP instance that owns a VIP; ``action`` is ``release`` or ``claim``.
+
+        Raises:
+            NotFound: No such VIP.
+            Conflict: It is static, or this node is in no state to own it.
+        """
 
     def events(self, after: int, limit: int) -> tuple[EventView, ...]:
         """The oldest ``limit`` events that came after the one with id ``after``."""

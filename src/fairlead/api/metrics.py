@@ -19,11 +19,12 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from fairlead.api.facade import Facade
 from fairlead.model.pool import AdminState
-from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, WorkerView
+from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView, VipView, VrrpView, WorkerView
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 Samples: TypeAlias = dict[tuple[str, ...], float]
 SERVICE_STATES = ("up", "degraded", "down")
+VRRP_STATES = ("initialize", "backup", "active")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Scrape:
     services: tuple[ServiceView, ...]
     servers: tuple[ServerView, ...]
     health: tuple[HealthView, ...]
+    vips: tuple[VipView, ...]
+    vrrp: tuple[VrrpView, ...]
 
     def collect(self) -> Iterator[Metric]:
         """All families, each with its HELP."""
@@ -43,6 +46,8 @@ class Scrape:
         yield from _services(self.services)
         yield from _servers(self.servers)
         yield from _probes(self.health)
+        yield from _vips(self.vips)
+        yield from _vrrp(self.vrrp)
         yield from ProcessCollector(namespace="fairlead", registry=None).collect()
 
 
@@ -62,6 +67,8 @@ class Metrics:
                 await self._facade.services(),
                 await self._facade.servers(),
                 self._facade.health(),
+                self._facade.vips(),
+                self._facade.vrrp(),
             )
             if "application/openmetrics-text" in accept:
                 text = await asyncio.to_thread(openmetrics.generate_latest, scrape, version="1.0.0")
@@ -195,3 +202,38 @@ def _probes(health: tuple[HealthView, ...]) -> Iterator[Metric]:
     yield _gauge("probe_certificate_end_timestamp_seconds", text, labels, until)
     yield _counter("probes_total", "Probes that have finished.", labels, total)
     yield _counter("probe_failures_total", "Probes that have failed.", labels, failures)
+
+
+def _vips(vips: tuple[VipView, ...]) -> Iterator[Metric]:
+    named = {(vip.vip, vip.interface): vip for vip in vips}
+    labels = ["vip", "interface"]
+    yield _gauge("vip_owner", "1 while this node holds a VIP.", labels, {k: float(v.held) for k, v in named.items()})
+    text = "1 while more than one node answers for a VIP."
+    yield _gauge("vip_conflict", text, labels, {k: float(v.conflict) for k, v in named.items()})
+    text = "Times another node was found to answer for a VIP that has an owner."
+    yield _counter("vip_conflicts_total", text, labels, {k: v.conflicts_total for k, v in named.items()})
+    text = "Times something else on this host deleted a VIP and it was put back."
+    yield _counter("vip_restored_total", text, labels, {k: v.restored_total for k, v in named.items()})
+
+
+def _vrrp(instances: tuple[VrrpView, ...]) -> Iterator[Metric]:
+    """Advertisements that were ignored are counted by interface, for most of them name no instance."""
+    named = {(instance.name,): instance for instance in instances}
+    states: Samples = {(*n, state): float(it.state == state) for n, it in named.items() for state in VRRP_STATES}
+    yield _gauge("vrrp_state", "1 for the state an instance is in, 0 for the others.", ["instance", "state"], states)
+    text = "Priority an instance advertises now; 1: degraded."
+    yield _gauge("vrrp_priority", text, ["instance"], {n: it.priority for n, it in named.items()})
+    for name, text, attribute in (
+        ("vrrp_transitions_total", "Changes of the state of an instance.", "transitions_total"),
+        ("vrrp_packets_sent_total", "Advertisements sent.", "sent_total"),
+        ("vrrp_packets_received_total", "Advertisements received and taken into account.", "received_total"),
+        (
+            "vrrp_conflict_total",
+            "Advertisements of the instance's VRID with other addresses.",
+            "conflicts_total",
+        ),
+    ):
+        yield _counter(name, text, ["instance"], {n: getattr(it, attribute) for n, it in named.items()})
+    text = "Advertisements that were ignored, by reason."
+    invalid: Samples = {(it.interface, reason): n for it in instances for reason, n in it.invalid.items()}
+    yield _counter("vrrp_packets_invalid_total", text, ["interface", "reason"], invalid)

@@ -28,6 +28,8 @@ from fairlead.model.views import (
     ServerView,
     ServiceView,
     StatusView,
+    VipView,
+    VrrpView,
 )
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000
@@ -94,6 +96,22 @@ async def _server(call: Call) -> ServerView:
 
 async def _health(call: Call) -> tuple[HealthView, ...]:
     return call.facade.health()
+
+
+async def _vips(call: Call) -> tuple[VipView, ...]:
+    return call.facade.vips()
+
+
+async def _vrrp(call: Call) -> tuple[VrrpView, ...]:
+    return call.facade.vrrp()
+
+
+async def _release_vip(call: Call) -> ChangeResult:
+    return await call.facade.move_vip(call.path["address"], "release", dry_run=call.query["dry_run"])
+
+
+async def _claim_vip(call: Call) -> ChangeResult:
+    return await call.facade.move_vip(call.path["address"], "claim", dry_run=call.query["dry_run"])
 
 
 async def _connections(call: Call) -> FlowPage:
@@ -164,6 +182,12 @@ OPERATIONS = (
     Operation("PATCH", "/v1/servers/{key:path}", "change_server", "Set administrative state or weight at run time",
               _change_server, ChangeResult, (_DRY_RUN,), ServerChange, writes=True, subject=_server),
     Operation("GET", "/v1/health", "health", "All probed targets", _health, tuple[HealthView, ...]),
+    Operation("GET", "/v1/vips", "vips", "All VIPs, as this node sees them", _vips, tuple[VipView, ...]),
+    Operation("GET", "/v1/vrrp", "vrrp", "All VRRP instances of this node", _vrrp, tuple[VrrpView, ...]),
+    Operation("POST", "/v1/vips/{address}/release", "release_vip", "Hand the instance of a VIP to another node",
+              _release_vip, ChangeResult, (_DRY_RUN,), writes=True, subject=_status),
+    Operation("POST", "/v1/vips/{address}/claim", "claim_vip", "Take the instance of a VIP over", _claim_vip,
+              ChangeResult, (_DRY_RUN,), writes=True, subject=_status),
     Operation(
         "GET", "/v1/connections", "connections", "Connections, page by page", _connections, FlowPage,
         (Parameter("service", str, "Only of this service."), Parameter("server", str, "Only of this POOL/SERVER."),

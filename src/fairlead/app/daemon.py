@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairlead.announce.base import Event
+from fairlead.announce.client import VrrpProcess
 from fairlead.api.server import ApiServer
 from fairlead.config.load import Loaded
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
@@ -118,7 +120,8 @@ class _Run:
             on_result=self._probed,
         )
         store = Store(directory / "state.json", BOOT_ID.read_text().strip())
-        parts = Parts(dataplane, monitor, self._events, store, daemon.read, time.monotonic, time.time)
+        announcer = VrrpProcess(directory, self._announced)
+        parts = Parts(dataplane, monitor, self._events, store, daemon.read, time.monotonic, time.time, announcer)
         self._agent = Agent(parts, daemon.loaded.configuration, daemon.file)
         self._api = ApiServer(self._agent, daemon.socket)
 
@@ -127,6 +130,9 @@ class _Run:
 
     def _dataplane_event(self, kind: str, subject: str, message: str) -> None:
         self._events.record(kind, subject, message, level="warning")
+
+    def _announced(self, event: Event) -> None:
+        self._agent.announced(event)
 
     def _health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         self._agent.health_changed(target, pools, transition)

@@ -113,6 +113,11 @@ def server_target(key: str) -> str:
     return "/v1/servers/" + quote(key, safe="/:[]", errors="surrogateescape")
 
 
+def vip_target(vip: str, action: str) -> str:
+    """The resource that moves a VIP; its prefix length may be left out."""
+    return f"/v1/vips/{quote(vip.partition('/')[0], safe=':[]', errors='surrogateescape')}/{action}"
+
+
 class _Connection(http.client.HTTPConnection):
     """HTTP/1.1 over a unix socket."""
 

@@ -27,7 +27,7 @@ from fairlead.model.paths import DEFAULT_FILE, default_socket, named_socket
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_KINDS = ("services", "servers", "connections", "health", "events", "status")
+_KINDS = ("services", "servers", "connections", "health", "vips", "vrrp", "events", "status")
 
 
 def build(local: LocalVerbs) -> click.Group:
@@ -50,6 +50,7 @@ def build(local: LocalVerbs) -> click.Group:
     ):
         _add_state(program, verb, meaning)
     _add_weight(program)
+    _add_vip(program)
     _add_reload(program)
     return program
 
@@ -187,6 +188,23 @@ def _add_weight(program: click.Group) -> None:
         With 0 it gets no new connections, and those it has live on.
         """
         _change_server(server, {"weight": weight}, dry_run, output, socket)
+
+
+def _add_vip(program: click.Group) -> None:
+    @program.command()
+    @click.argument("action", type=click.Choice(("release", "claim")))
+    @click.argument("vip", metavar="VIP")
+    @_dry_run_option
+    @_output_option
+    @_socket_option
+    def vip(action: str, vip: str, dry_run: bool, output: str, socket: Path | None) -> None:
+        """Move a VIP to another node, or here.
+
+        With release this node hands over and stays behind the others until claim. All VIPs of one owner move together.
+        """
+        from fairlead.cli.client import vip_target  # noqa: PLC0415 - as in _client
+
+        _report(_client(socket).send("POST", vip_target(vip, action), _query(dry_run), None), dry_run, output)
 
 
 def _add_reload(program: click.Group) -> None:

@@ -77,6 +77,31 @@ def health(views: Iterable[View], now: float) -> Iterator[Row]:
         ]  # fmt: skip
 
 
+def vips(views: Iterable[View], now: float) -> Iterator[Row]:
+    """One line per VIP."""
+    yield heads("Vip", "Interface", "Owner", "State", "Here", "Since", "Active", "Answered by", "Why")
+    for view in views:
+        answered = ", ".join(view["answered_by"])
+        yield [
+            text(view["vip"]), text(view["interface"]), text(view["owner"]), mark(view["state"]),
+            text("yes" if view["held"] else "no"), text(_ago(view["since_at"], now)), text(view["active"]),
+            Cell(answered or "-", role="bad" if view["conflict"] else ""), last(view["detail"]),
+        ]  # fmt: skip
+
+
+def vrrp(views: Iterable[View], now: float) -> Iterator[Row]:
+    """One line per VRRP instance."""
+    yield heads("Instance", "Interface", ">Vrid", "State", ">Priority", "Since", "Active", ">Moves", ">Sent", ">Heard",
+                ">Ignored", "Why")  # fmt: skip
+    for view in views:
+        yield [
+            text(view["name"]), text(view["interface"]), number(view["vrid"]), mark(view["state"]),
+            Cell(str(view["priority"]), right=True), text(_ago(view["since_at"], now)), text(view["active"]),
+            number(view["transitions_total"]), number(view["sent_total"]), number(view["received_total"]),
+            number(sum(view["invalid"].values())), last(view["why"]),
+        ]  # fmt: skip
+
+
 def connections(views: Iterable[View], _: float) -> Iterator[Row]:
     """One line per connection."""
     for view in views:

@@ -45,6 +45,8 @@ _SOURCES = {
     "services": _Source("/v1/services", render.services),
     "servers": _Source("/v1/servers", render.servers),
     "health": _Source("/v1/health", render.health),
+    "vips": _Source("/v1/vips", render.vips),
+    "vrrp": _Source("/v1/vrrp", render.vrrp),
     "status": _Source("/v1/status", render.status),
 }
 

@@ -7,6 +7,8 @@ import hashlib
 import re
 from ipaddress import IPv4Interface, IPv6Interface
 
+from fairlead.config.forms import parse_vip
+from fairlead.config.schema import node as nodes
 from fairlead.config.schema import pool as pools
 from fairlead.config.schema import service as services
 from fairlead.config.schema.document import Draft
@@ -25,6 +27,7 @@ from fairlead.model.pool import (
     UdpExpectation,
 )
 from fairlead.model.service import Limits, Persistence, ProxyHeader, VirtualService
+from fairlead.model.vip import Vip, VrrpInstance
 
 _IDLE_TIMEOUT_S = {Protocol.TCP: 350.0, Protocol.UDP: 60.0}
 
@@ -36,6 +39,8 @@ def build(draft: Draft, digest: str) -> Configuration:
     return Configuration(
         services={name: _service(name, service) for name, service in draft.services.items()},
         pools={name: _pool(name, pool) for name, pool in draft.pools.items()},
+        vips=tuple(_vip(address, vip) for address, vip in draft.vips.items()),
+        vrrp={name: _instance(name, instance) for name, instance in draft.vrrp.items()},
         api=ApiSettings(socket=settings.api.socket),
         workers=settings.proxy.workers,
         hash_seed=None if seed is None else hashlib.blake2b(seed.encode(), digest_size=16).digest(),
@@ -78,6 +83,28 @@ def _persistence(part: services.Persistence | None) -> Persistence | None:
 
 def _prefixes(interfaces: list[IPv4Interface | IPv6Interface]) -> tuple[Prefix, ...]:
     return tuple(interface.network for interface in interfaces)
+
+
+def _vip(address: str, vip: nodes.Vip) -> Vip:
+    interface = parse_vip(address)
+    return Vip(interface.ip, interface.network.prefixlen, vip.interface, vip.owner)
+
+
+def _instance(name: str, instance: nodes.Vrrp) -> VrrpInstance:
+    return VrrpInstance(
+        name=name,
+        interface=instance.interface,
+        vrid=instance.vrid,
+        version=instance.version,
+        priority=instance.priority,
+        interval_cs=round(instance.advert_interval * 100),
+        preempt=instance.preempt is not None,
+        preempt_delay_s=0.0 if instance.preempt is None else instance.preempt.delay,
+        peers=tuple(instance.peers),
+        follow=tuple(instance.follow),
+        checksum=instance.checksum,
+        sync=instance.sync,
+    )
 
 
 def _pool(name: str, pool: pools.Pool) -> Pool:

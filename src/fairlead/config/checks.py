@@ -11,11 +11,13 @@ from fairlead.config.findings import Findings, Place, shown
 from fairlead.config.forms import NAME
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Dns, Exec, Grpc, Monitor, Tcp, Tls, Udp
+from fairlead.config.schema.node import Vrrp
 from fairlead.config.schema.pool import Pool
 from fairlead.config.schema.service import PROXY_ONLY, Service
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.net import Endpoint, IPAddress, Listen
 from fairlead.model.service import Engine, Forwarding, Scheduler
+from fairlead.model.vip import STATIC
 
 MAX_SERVICES = 16383  # ids of a worker
 MAX_SERVERS = 131071
@@ -243,25 +245,72 @@ class _Checks:
         draft, tree = self._draft, self._tree
         addresses: dict[Any, str] = {}
         for name, vip in draft.vips.items():
-            if vip.owner != "static" and vip.owner not in tree.named["vrrp"]:
-                choices = [*tree.named["vrrp"], "static"]
+            if vip.owner != STATIC and vip.owner not in tree.named["vrrp"]:
+                choices = [*tree.named["vrrp"], STATIC]
                 hint = self._found.suggestion(vip.owner, choices) or "; write `static`, or define it under `vrrp:`"
                 self._error(("vips", name, "owner"), f"there is no owner {shown(vip.owner)}{hint}")
+            elif vip.owner != STATIC and vip.interface == "lo":
+                self._error(("vips", name, "interface"), "`lo` has no neighbours that could learn who owns the address")
             first = addresses.setdefault(_host(name), name)
             if first != name:
                 self._error(("vips", name), f"is the same address as {shown(first)}", key=True)
-        groups: dict[tuple[str, int], str] = {}
+        if STATIC in tree.named["vrrp"]:
+            self._error(("vrrp", STATIC), "the name `static` means addresses without VRRP; use another", key=True)
+        # A VIP that did not pass the schema may be the one that an instance lacks.
+        complete = len(draft.vips) == len(tree.named["vips"])
+        groups: dict[tuple[str, int, int], str] = {}
+        sync: dict[str, list[str]] = {}
         for name, instance in draft.vrrp.items():
-            for index, service in enumerate(instance.follow):
-                if service not in tree.named["services"]:
-                    hint = self._found.suggestion(service, tree.named["services"])
-                    self._error(("vrrp", name, "follow", index), f"there is no service {shown(service)}{hint}")
-            if instance.version == 2 and instance.advert_interval % 1:
-                self._error(("vrrp", name, "advert_interval"), "version 2 counts in whole seconds")
-            first = groups.setdefault((instance.interface, instance.vrid), name)
+            self._instance(name, instance)
+            if instance.sync is not None:
+                sync.setdefault(instance.sync, []).append(name)
+            family = self._family(name, instance)
+            if family is None:
+                if complete and NAME.fullmatch(name):  # a wrong name cannot be an owner
+                    message = f"no VIP on {instance.interface} has the owner {shown(name)}: there is nothing to own"
+                    self._error(("vrrp", name), message, key=True)
+                continue
+            self._family_fits(name, instance, family)
+            first = groups.setdefault((instance.interface, instance.vrid, family), name)
             if first != name:
                 message = f"{instance.vrid} on {instance.interface} is the vrid of {shown(first)} already"
                 self._error(("vrrp", name, "vrid"), message)
+        self._sync_groups(sync)
+
+    def _instance(self, name: str, instance: Vrrp) -> None:
+        services = self._tree.named["services"]
+        for index, service in enumerate(instance.follow):
+            if service not in services:
+                hint = self._found.suggestion(service, services)
+                self._error(("vrrp", name, "follow", index), f"there is no service {shown(service)}{hint}")
+        loc = ("vrrp", name, "advert_interval")
+        if instance.version == 2 and instance.advert_interval % 1:
+            self._error(loc, "version 2 counts in whole seconds")
+        elif abs(instance.advert_interval * 100 - round(instance.advert_interval * 100)) > 1e-6:
+            self._error(loc, "version 3 counts in hundredths of a second; write a multiple of `10ms`")
+
+    def _family(self, name: str, instance: Vrrp) -> int | None:
+        """That of its first VIP on its interface."""
+        own = (key for key, vip in self._draft.vips.items() if (vip.owner, vip.interface) == (name, instance.interface))
+        return next((ip_interface(key).version for key in own), None)
+
+    def _family_fits(self, name: str, instance: Vrrp, family: int) -> None:
+        if instance.version == 2 and family == 6:
+            self._error(("vrrp", name, "version"), "version 2 is IPv4 only, and the first VIP is not; use 3")
+        for index, peer in enumerate(instance.peers):
+            if peer.version != family:
+                message = f"{peer} is not of the address family of the first VIP, which advertisements use"
+                self._error(("vrrp", name, "peers", index), message)
+
+    def _sync_groups(self, groups: dict[str, list[str]]) -> None:
+        for group, names in groups.items():
+            first = self._draft.vrrp[names[0]]
+            if len(names) == 1:
+                self._warn(("vrrp", names[0], "sync"), f"no other instance is in the group {shown(group)}")
+            for name in names[1:]:
+                if self._draft.vrrp[name].priority != first.priority:
+                    message = f"differs from that of {shown(names[0])}; instances that move together have one priority"
+                    self._error(("vrrp", name, "priority"), message)
 
 
 def _host(name: str) -> object:

@@ -54,7 +54,7 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     ),
 }
 
-SECTION_GAPS: tuple[str, ...] = ("vips", "vrrp", "xdp", "bgp")
+SECTION_GAPS: tuple[str, ...] = ("xdp", "bgp")
 
 SETTING_GAPS: tuple[Gap, ...] = (
     Gap(("api", "listen"), "the API on TCP"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fairlead.model.net import IPAddress
 from fairlead.model.reasons import RejectReason
 from fairlead.model.state import ObservedState, Plan
 from fairlead.model.views import FlowPage, WorkerView
@@ -60,6 +61,9 @@ class DataPlane(Protocol):
 
     async def start(self) -> None:
         """Adopt what runs already, start what is missing."""
+
+    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+        """Addresses that come and go: services are offered there whether or not this host holds them now."""
 
     async def observe(self) -> ObservedState:
         """Read back what the data plane holds now."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from fairlead.dataplane.base import Counters, FlowFilter
 from fairlead.errors import ContractViolation, DataPlaneError
+from fairlead.model.net import IPAddress
 from fairlead.model.state import ForwardingState, ObservedState, Op, Plan
 from fairlead.model.views import FlowPage, FlowView
 from fairlead.policy.plan import apply_op, describe
@@ -52,6 +53,9 @@ class MemoryDataPlane:
         """Something else changes the data plane behind everybody's back."""
         for op in ops:
             self.state = apply_op(self.state, op)
+
+    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+        """Every address will do here."""
 
     async def start(self) -> None:
         """Begin; what was held before is still held, as with workers that outlive the agent."""

@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from fairlead import __version__
+from fairlead.announce.base import Announcer, Event
 from fairlead.config.load import Loaded
 from fairlead.dataplane.base import Counters, DataPlane, FlowFilter
 from fairlead.engine.certificates import CertificateWatch
 from fairlead.engine.changes import at_next_start, server_changes, unknown
 from fairlead.engine.events import Events
 from fairlead.engine.monitor import Monitor
+from fairlead.engine.ownership import Ownership
 from fairlead.engine.present import Present
 from fairlead.engine.reconciler import Reconciler
 from fairlead.engine.store import Loss, Store
@@ -30,7 +32,17 @@ from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState
 from fairlead.model.state import DesiredState
-from fairlead.model.views import ChangeResult, EventView, FlowPage, HealthView, ServerView, ServiceView, StatusView
+from fairlead.model.views import (
+    ChangeResult,
+    EventView,
+    FlowPage,
+    HealthView,
+    ServerView,
+    ServiceView,
+    StatusView,
+    VipView,
+    VrrpView,
+)
 from fairlead.policy import derive
 from fairlead.policy.derive import Runtime
 from fairlead.policy.health import Transition
@@ -58,6 +70,7 @@ class Parts:
     read: Callable[[], Awaitable[Loaded]] | None
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
+    announcer: Announcer
 
 
 class Agent:
@@ -69,6 +82,14 @@ class Agent:
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._certificates = CertificateWatch(parts.events, parts.wall_clock)
+        self._ownership = Ownership(
+            parts.announcer,
+            configuration=lambda: self._present.configuration,
+            services=lambda: self._present.decide().services,
+            dataplane=lambda: self._reconciler.convergence.error,
+            clock=parts.clock,
+            wall_clock=parts.wall_clock,
+        )
         self._counters = Counters()
         self._reloading = asyncio.Lock()
         self._saving: asyncio.TimerHandle | None = None
@@ -85,6 +106,9 @@ class Agent:
             FairleadError: It cannot do its work, and nothing was running before that it could keep up.
         """
         self._restore()
+        await self._parts.announcer.start()
+        self._ownership.decide()
+        self._own_addresses()
         await self._parts.dataplane.start()
         held = await self._parts.dataplane.observe()
         self._adopted = bool(held.listeners)
@@ -99,6 +123,8 @@ class Agent:
         if convergence.error is not None and not self._adopted:
             raise FairleadError(convergence.error)
         self._tasks.append(asyncio.create_task(self._reconciler.run(), name="reconciler"))
+        self._ownership.allow()
+        self._tasks.append(asyncio.create_task(self._ownership.run(), name="ownership"))
         self._counters = await self._parts.dataplane.counters()
         self._tasks.append(asyncio.create_task(self._housekeep(), name="housekeeping"))
         self._ready = True
@@ -121,13 +147,16 @@ class Agent:
         await asyncio.gather(*self._tasks)
 
     async def stop(self, *, drain_s: float) -> None:
-        """Take no new flows, let the others end for up to ``drain_s`` seconds, end the workers."""
+        """Hand VIPs over, take no new flows, let the others end for up to ``drain_s`` seconds, end the workers."""
         await self._end_loops()
+        self._ownership.withdraw()
         await self._parts.dataplane.stop(drain_s=drain_s)
+        await self._parts.announcer.stop()
 
     async def detach(self) -> None:
         """End the agent and leave the workers forwarding."""
         await self._end_loops()
+        await self._parts.announcer.detach()
         await self._parts.dataplane.detach()
 
     async def abandon(self) -> None:
@@ -167,12 +196,23 @@ class Agent:
         )
         self._present.outdate()
         self._reconciler.wake()
+        self._ownership.wake()
         if self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save)
 
     def dataplane_changed(self) -> None:
         """The data plane lost or replaced something: look at once."""
         self._reconciler.wake()
+
+    def announced(self, event: Event) -> None:
+        """Something happened to a VIP."""
+        self._parts.events.record(
+            event.kind, event.subject, event.message, level=event.level, ago_s=round(event.ago_s, 3)
+        )
+
+    def _own_addresses(self) -> None:
+        """The data plane may offer services at addresses that come and go."""
+        self._parts.dataplane.set_vips(frozenset(vip.address for vip in self._present.configuration.vips))
 
     def _desired(self) -> tuple[DesiredState, float | None]:
         derived = self._present.decide()
@@ -260,6 +300,26 @@ class Agent:
         """All probed targets."""
         return self._parts.monitor.views()
 
+    def vips(self) -> tuple[VipView, ...]:
+        """All VIPs, as they were at most a second ago."""
+        return self._ownership.vips()
+
+    def vrrp(self) -> tuple[VrrpView, ...]:
+        """All VRRP instances, as they were at most a second ago."""
+        return self._ownership.vrrp()
+
+    async def move_vip(self, address: str, action: str, *, dry_run: bool) -> ChangeResult:
+        """Hand over or take over the VRRP instance of a VIP; ``action`` is ``release`` or ``claim``.
+
+        Raises:
+            NotFound: No such VIP.
+            Conflict: It cannot be moved.
+        """
+        changes = self._ownership.move(address, action, dry_run=dry_run)
+        if changes and not dry_run:
+            self._parts.events.record(f"vip_{action}", address, "; ".join(changes))
+        return ChangeResult(changes)
+
     def events(self, after: int, limit: int) -> tuple[EventView, ...]:
         """The oldest ``limit`` events that came after ``after``."""
         return self._parts.events.after(after, limit)
@@ -343,6 +403,8 @@ class Agent:
         runtime = self._transition(new)
         changes = self._difference(new, runtime)
         self._present.take(runtime, new)
+        self._own_addresses()
+        self._ownership.wake()
         self._parts.monitor.set_targets(self._present.targets(), runtime.health)
         self._reloaded = (self._parts.wall_clock(), None)
         self._save()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fairlead.model.pool import Pool
 from fairlead.model.service import VirtualService
+from fairlead.model.vip import Vip, VrrpInstance
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Configuration:
     Attributes:
         services: By name.
         pools: By name.
+        vips: Addresses this node may own, in the order of the file.
+        vrrp: Instances by name.
         workers: Proxy worker processes; 0 means one per CPU this process may use.
         hash_seed: 16 bytes shared by nodes that share VIPs, or None: derived from each service's address.
         digest: Hex digest of the text it was read from, shown in the status (F50).
@@ -31,6 +34,8 @@ class Configuration:
 
     services: Mapping[str, VirtualService] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=dict)
+    vips: tuple[Vip, ...] = ()
+    vrrp: Mapping[str, VrrpInstance] = field(default_factory=dict)
     api: ApiSettings = ApiSettings()
     workers: int = 0
     hash_seed: bytes | None = None

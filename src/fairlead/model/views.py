@@ -113,6 +113,46 @@ class EventView:
 
 
 @dataclass(frozen=True, slots=True)
+class VipView:
+    """One address that this node may own, and who else answers for it."""
+
+    vip: str
+    interface: str
+    owner: str
+    state: str  # VrrpState of its instance, "static", or "unknown": nobody decides about it yet
+    held: bool  # it is on the interface of this node
+    since_at: float  # of ``held``
+    active: str | None  # address of the node that owns it by VRRP, as far as it is known
+    answered_by: tuple[str, ...]  # MACs of others that answer for it
+    conflict: bool  # more than one node answers for it
+    conflicts_total: int
+    restored_total: int  # times something else deleted it and it was put back
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class VrrpView:
+    """One VRRP instance on this node."""
+
+    name: str
+    interface: str
+    vrid: int
+    version: int
+    state: str  # VrrpState
+    priority: int  # what it advertises now
+    configured_priority: int
+    why: str
+    since_at: float
+    active: str | None
+    released: bool  # the operator gave it up; it stays behind until claimed
+    transitions_total: int
+    sent_total: int
+    received_total: int
+    conflicts_total: int  # advertisements of its VRID with other addresses
+    invalid: dict[str, int]  # reason -> advertisements on its interface that were ignored
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerView:
     """One proxy worker process."""
 

@@ -65,6 +65,18 @@ def test_values_are_those_of_the_views(daemon: Serving) -> None:
         ("fairlead_probe_duration_seconds", "127.0.0.1:9001", "http"): 0.0012,
         ("fairlead_probes_total", "127.0.0.1:9001", "http"): 9,
         ("fairlead_probe_failures_total", "127.0.0.1:9001", "http"): 1,
+        ("fairlead_vip_owner", "192.0.2.10/24", "eth0"): 1,
+        ("fairlead_vip_conflict", "192.0.2.10/24", "eth0"): 1,
+        ("fairlead_vip_conflicts_total", "192.0.2.10/24", "eth0"): 2,
+        ("fairlead_vip_restored_total", "192.0.2.10/24", "eth0"): 1,
+        ("fairlead_vrrp_state", "pair", "active"): 1,
+        ("fairlead_vrrp_state", "pair", "backup"): 0,
+        ("fairlead_vrrp_priority", "pair"): 100,
+        ("fairlead_vrrp_transitions_total", "pair"): 3,
+        ("fairlead_vrrp_packets_sent_total", "pair"): 700,
+        ("fairlead_vrrp_packets_received_total", "pair"): 20,
+        ("fairlead_vrrp_conflict_total", "pair"): 4,
+        ("fairlead_vrrp_packets_invalid_total", "eth0", "ttl"): 5,
     }.items():
         assert found[key[0], *sorted(key[1:])] == value, key
     assert found["fairlead_process_open_fds",] > 3
@@ -99,6 +111,9 @@ def test_no_client_becomes_a_label(daemon: Serving) -> None:
         "server",
         "address",
         "type",
+        "vip",
+        "interface",
+        "instance",
     }
 
 

@@ -69,7 +69,7 @@ def test_views_arrive_field_by_field(daemon: Serving) -> None:
 def test_every_route_answers(daemon: Serving) -> None:
     """None of the table is left out by the other tests, and HEAD works wherever GET does."""
     reads = [operation for operation in OPERATIONS if operation.method == "GET"]
-    assert len(reads) == 12
+    assert len(reads) == 14
     for operation in reads:
         target = operation.path.replace("{name}", "web").replace("{key:path}", "web/web-1")
         status, body, _ = daemon.ask("HEAD", target)
@@ -313,13 +313,21 @@ def test_a_bug_is_answered_without_its_traceback(daemon: Serving, capsys: pytest
     assert daemon.ask("GET", "/v1/services")[0] == 200
 
 
+def test_a_vip_is_moved_by_its_address(daemon: Serving) -> None:
+    assert daemon.ask("POST", "/v1/vips/192.0.2.10/release?dry_run=true")[1] == {"changes": ["release 192.0.2.10/24"]}
+    assert daemon.facade.writes == []
+    assert daemon.ask("POST", "/v1/vips/192.0.2.10/claim")[0] == 200
+    assert daemon.facade.writes == [("claim", "192.0.2.10")]
+    problem(daemon.ask("POST", "/v1/vips/192.0.2.11/claim"), 404, Reason.NOT_FOUND)
+
+
 def test_who_may_only_read(daemon: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairlead.api.protocol.peer_of", lambda _: Peer(uid=4711, daemon_uid=900))
     assert daemon.ask("GET", "/v1/servers")[0] == 200
     writes = [operation for operation in OPERATIONS if operation.writes]
-    assert len(writes) == 2
+    assert len(writes) == 4
     for operation in writes:
-        target = operation.path.replace("{key:path}", "web/web-1")
+        target = operation.path.replace("{key:path}", "web/web-1").replace("{address}", "192.0.2.10")
         detail = problem(
             daemon.ask(operation.method, target + "?dry_run=true", {"weight": 1}), 403, Reason.NOT_PERMITTED
         )

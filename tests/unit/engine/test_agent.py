@@ -28,6 +28,7 @@ from fairlead.model.health import ProbeResult, ProbeTarget
 from fairlead.model.pool import AdminState
 from fairlead.model.state import FlowTreatment, ServiceMode
 from fairlead.policy.health import Transition
+from support.announcer import FakeAnnouncer
 from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, pool, server, service
 from support.virtual import run_virtually
 
@@ -51,6 +52,7 @@ class Bench:
         self.dead: set[str] = set()
         self.probes: list[tuple[float, str]] = []
         self.plane = MemoryDataPlane()
+        self.announcer = FakeAnnouncer()
         self.file: Configuration | ConfigError = wanted
         self.path = path
         self.events = Events(loop.time)
@@ -66,7 +68,7 @@ class Bench:
             on_transition=self.health_changed,
         )
         store = Store(self.path / "state.json", "boot")
-        parts = Parts(self.plane, monitor, self.events, store, self.read, loop.time, loop.time)
+        parts = Parts(self.plane, monitor, self.events, store, self.read, loop.time, loop.time, self.announcer)
         return Agent(parts, wanted, "fairlead.yaml")
 
     def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:

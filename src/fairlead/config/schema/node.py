@@ -27,6 +27,7 @@ from fairlead.config.forms import (
 )
 from fairlead.config.schema.base import Part, key, limited, required
 from fairlead.model.net import Endpoint, IPAddress
+from fairlead.model.vip import VrrpChecksum
 
 MAX_WORKERS = 32
 
@@ -52,14 +53,6 @@ def _preempt(value: object) -> object:
     return Preempt() if value == "true" else None
 
 
-class Checksum(StrEnum):
-    """Which checksum VRRP version 3 over IPv4 carries."""
-
-    AUTO = "auto"
-    RFC5798 = "rfc5798"
-    RFC9568 = "rfc9568"
-
-
 class Vrrp(Part):
     """One VRRP instance (RFC 9568)."""
 
@@ -79,7 +72,10 @@ class Vrrp(Part):
     follow: Annotated[list[Annotated[str, NAME_FORM]], limited(1024, "services")] = key(
         (), "Services whose health the ownership follows."
     )
-    checksum: Annotated[Checksum, choice(Checksum)] = key(Checksum.AUTO, "Checksum of version 3 over IPv4.")
+    checksum: Annotated[VrrpChecksum, choice(VrrpChecksum)] = key(
+        VrrpChecksum.AUTO, "Checksum of version 3 over IPv4; `auto`: the form that the others send."
+    )
+    sync: Annotated[str | None, nullable(NAME_FORM)] = key(None, "Group of instances that move together.", shown="none")
 
 
 class XdpMode(StrEnum):

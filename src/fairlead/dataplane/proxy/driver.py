@@ -27,6 +27,7 @@ from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError, FairleadError
+from fairlead.model.net import IPAddress
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
 from fairlead.policy.plan import describe
@@ -82,6 +83,10 @@ class ProxyDataPlane:
         self._seen: tuple[int, dict[int, frozenset[bytes]], ObservedState] | None = None
         self._strays: dict[Stray, int] = {}
         self._observations = 0
+
+    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+        """Addresses that come and go."""
+        self._sockets.vips = addresses
 
     async def start(self) -> None:
         """Adopt the workers that run, start missing ones, let surplus ones end with their flows.

@@ -12,9 +12,10 @@ import socket
 from collections.abc import Iterable
 
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import Endpoint, Listen
+from fairlead.model.net import Endpoint, IPAddress, Listen
 
 BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 MAX_RANGE = 1024  # ports of one listener: each costs a socket in every worker
 
 
@@ -29,6 +30,7 @@ class Sockets:
     def __init__(self) -> None:
         self._by_port: dict[Endpoint, dict[int, socket.socket]] = {}
         self._spare: dict[Endpoint, list[socket.socket]] = {}
+        self.vips: frozenset[IPAddress] = frozenset()  # may be offered while another node holds them
 
     def ensure(self, endpoint: Endpoint, slots: Iterable[int]) -> None:
         """Have a listening socket at ``endpoint`` for each slot; all or none of the missing ones are made.
@@ -42,11 +44,12 @@ class Sockets:
             return
         spare = self._spare.get(endpoint, [])
         made: list[socket.socket] = []
+        absent = endpoint.address in self.vips
         try:
             if len(spare) < len(missing):
                 if not self._overlaps(endpoint):
-                    _bound(endpoint, shared=False).close()
-                made += (_listening(endpoint) for _ in range(len(missing) - len(spare)))
+                    _bound(endpoint, shared=False, absent=absent).close()
+                made += (_listening(endpoint, absent=absent) for _ in range(len(missing) - len(spare)))
         except OSError as error:
             for sock in made:
                 sock.close()
@@ -118,8 +121,10 @@ class Sockets:
         return any(it in self._by_port or it in self._spare for it in near)
 
 
-def _bound(endpoint: Endpoint, *, shared: bool) -> socket.socket:
+def _bound(endpoint: Endpoint, *, shared: bool, absent: bool) -> socket.socket:
     """A socket bound there. Not ``shared``: fails when anybody listens, also a program of the same user.
+
+    ``absent``: whether or not this host has the address now.
 
     SO_REUSEADDR keeps connections of an earlier listener that linger in TIME_WAIT from looking like a holder.
     """
@@ -131,6 +136,11 @@ def _bound(endpoint: Endpoint, *, shared: bool) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if absent:
+            level, option = (
+                (socket.IPPROTO_IP, _IP_FREEBIND) if family == socket.AF_INET else (socket.IPPROTO_IPV6, _IPV6_FREEBIND)
+            )
+            sock.setsockopt(level, option, 1)
         sock.bind((str(endpoint.address), endpoint.port))
     except BaseException:
         sock.close()
@@ -138,13 +148,13 @@ def _bound(endpoint: Endpoint, *, shared: bool) -> socket.socket:
     return sock
 
 
-def _listening(endpoint: Endpoint) -> socket.socket:
+def _listening(endpoint: Endpoint, *, absent: bool) -> socket.socket:
     """A listening socket; accepted connections inherit TCP_NODELAY and SO_KEEPALIVE.
 
     Keep-alive (after the kernel's tcp_keepalive_time) ends connections whose peer is gone for good when
     ``idle_timeout`` is off; with it on, that passes first.
     """
-    sock = _bound(endpoint, shared=True)
+    sock = _bound(endpoint, shared=True, absent=absent)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -166,7 +176,7 @@ def _explain(endpoint: Endpoint, error: OSError) -> str:
         case errno.EADDRNOTAVAIL:
             return (
                 f"cannot listen at {endpoint}: {endpoint.address} is not an address of this host; add it with: "
-                f"ip address add {endpoint.address} dev INTERFACE (owning it through vips: comes with a later version)"
+                f"ip address add {endpoint.address} dev INTERFACE, or let fairlead own it: `vips:` in the configuration"
             )
         case errno.EACCES | errno.EPERM:
             return (

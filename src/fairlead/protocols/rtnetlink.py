@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of rtnetlink(7) about links and addresses, as bytes: requests out, what the kernel says in.
+
+Invariant: ``parse`` takes whatever a kernel sends; what it does not know it passes over, what is cut short it drops.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from fairlead.model.net import IPAddress
+
+LINK_GROUP, IPV4_ADDRESS_GROUP, IPV6_ADDRESS_GROUP = 0x1, 0x10, 0x100
+_AF_INET, _AF_INET6 = 2, 10
+
+_ERROR, _DONE = 2, 3
+_NEW_LINK, _DEL_LINK, _GET_LINK = 16, 17, 18
+_NEW_ADDRESS, _DEL_ADDRESS, _GET_ADDRESS = 20, 21, 22
+
+_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface
+_LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_ATTRIBUTE = struct.Struct("=HH")
+
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 4, 6, 8, 11
+_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
+_IFA_F_SECONDARY, _IFA_F_NODAD = 0x01, 0x02
+_FOREVER = 0xFFFFFFFF
+_SCOPE_LINK = 253
+
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface; ``carrier``: up, and connected to something. ``deleted``: it has gone."""
+
+    index: int
+    name: str
+    mac: bytes
+    carrier: bool
+    loopback: bool = False
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address on an interface. ``protocol``: who put it there (IFA_PROTO), 0 when unknown."""
+
+    index: int
+    address: IPAddress
+    prefix: int
+    label: str = ""
+    protocol: int = 0
+    secondary: bool = False
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to a request: 0, or a positive errno. Ends a dump as well."""
+
+    sequence: int
+    error: int
+
+
+Message = Link | InterfaceAddress | Outcome
+
+
+def add_address(sequence: int, address: InterfaceAddress) -> bytes:
+    """Add an address; fails with EEXIST when the interface has it.
+
+    IPv6 addresses need no duplicate address detection, which would keep a VIP away for a second: that nobody else
+    holds it was decided already. They are never a source that the kernel chooses, like secondary ones of IPv4.
+    """
+    attributes = _attribute(_IFA_PROTO, bytes([address.protocol]))
+    if address.address.version == 4:
+        host_bits = (1 << 32 - address.prefix) - 1
+        if address.prefix < 31:
+            attributes += _attribute(_IFA_BROADCAST, (int(address.address) | host_bits).to_bytes(4, "big"))
+        if address.label:
+            attributes += _attribute(_IFA_LABEL, address.label.encode() + b"\0")
+    else:
+        attributes += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+        attributes += _attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
+    flags = _REQUEST | _ACK | _CREATE | _EXCLUSIVE
+    return _message(_NEW_ADDRESS, flags, sequence, _address_body(address) + attributes)
+
+
+def delete_address(sequence: int, address: InterfaceAddress) -> bytes:
+    """Remove an address; fails with EADDRNOTAVAIL when the interface does not have it."""
+    return _message(_DEL_ADDRESS, _REQUEST | _ACK, sequence, _address_body(address))
+
+
+def dump_links(sequence: int) -> bytes:
+    """Ask for all links."""
+    return _message(_GET_LINK, _REQUEST | _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
+
+
+def dump_addresses(sequence: int) -> bytes:
+    """Ask for all addresses."""
+    return _message(_GET_ADDRESS, _REQUEST | _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
+
+
+def parse(data: bytes) -> Iterator[Message]:
+    """What one datagram from the kernel says."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+        body = data[offset + _HEADER.size : offset + length]
+        if length < _HEADER.size or offset + length > len(data):
+            return
+        message = _read(kind, sequence, body)
+        if message is not None:
+            yield message
+        offset += _aligned(length)
+
+
+def _read(kind: int, sequence: int, body: bytes) -> Message | None:
+    if kind in (_ERROR, _DONE):
+        error = -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0
+        return Outcome(sequence, error)
+    if kind in (_NEW_LINK, _DEL_LINK) and len(body) >= _LINK.size:
+        return _read_link(body, deleted=kind == _DEL_LINK)
+    if kind in (_NEW_ADDRESS, _DEL_ADDRESS) and len(body) >= _ADDRESS.size:
+        return _read_address(body, deleted=kind == _DEL_ADDRESS)
+    return None
+
+
+def _read_link(body: bytes, *, deleted: bool) -> Link | None:
+    family, _, index, flags, _ = _LINK.unpack_from(body)
+    if family != 0:  # a bridge tells about its ports in the same way
+        return None
+    found = dict(_attributes(body, _LINK.size))
+    name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
+    wanted = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
+    carrier = not deleted and flags & wanted == wanted
+    return Link(index, name, found.get(_IFLA_ADDRESS, b""), carrier, bool(flags & _IFF_LOOPBACK), deleted)
+
+
+def _read_address(body: bytes, *, deleted: bool) -> InterfaceAddress | None:
+    _, prefix, flags, _, index = _ADDRESS.unpack_from(body)
+    found = dict(_attributes(body, _ADDRESS.size))
+    packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+    if packed is None or len(packed) not in (4, 16):
+        return None
+    label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode(errors="surrogateescape")
+    protocol = found.get(_IFA_PROTO, b"\0")[0]
+    return InterfaceAddress(index, ip_address(packed), prefix, label, protocol, bool(flags & _IFA_F_SECONDARY), deleted)
+
+
+def _address_body(address: InterfaceAddress) -> bytes:
+    family = _AF_INET if address.address.version == 4 else _AF_INET6
+    scope = _SCOPE_LINK if address.address.is_link_local else 0
+    body = _ADDRESS.pack(family, address.prefix, 0, scope, address.index)
+    packed = address.address.packed
+    return body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+
+
+def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
+
+
+def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size or offset + length > len(body):
+            return
+        yield kind & 0x3FFF, body[offset + _ATTRIBUTE.size : offset + length]
+        offset += _aligned(length)
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
