@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define FL_ABI_VERSION 1u
+#define FL_ABI_VERSION 2u
 #define FL_NAME_MAX 64u /* a service name, 63 bytes and NUL */
 #define FL_KEY_MAX 192u /* POOL/SERVER and NUL; a server's name may be [V6]:PORT */
 #define FL_MAX_WORKERS 32u
@@ -22,7 +22,7 @@
 #define FL_MAX_TABLES 16384u
 #define FL_MAX_MEMBERS 16384u
 #define FL_MAX_RANGES 4096u
-#define FL_REASONS 16u /* model/reasons.py RejectReason */
+#define FL_REASONS 32u /* model/reasons.py RejectReason */
 
 enum fl_type {
 	/* life cycle; HELLO, HANDOVER, DRAIN and QUIT keep their form in every ABI version */
@@ -38,8 +38,8 @@ enum fl_type {
 	FL_TABLE_DEL = 19,   /* fl_id; EBUSY while a service names it */
 	FL_SERVICE_PUT = 20, /* fl_service */
 	FL_SERVICE_DEL = 21, /* fl_id; EBUSY while it has a listener; flows live on with its last settings */
-	FL_LISTEN_PUT = 22,  /* fl_listen + a bound, listening, non-blocking fd; the same listener again: the new fd is closed */
-	FL_LISTEN_DEL = 23,  /* fl_listen; accepts what is queued, then closes */
+	FL_LISTEN_PUT = 22,  /* fl_listen + a bound (TCP: listening) fd; the same listener again: the new fd is closed */
+	FL_LISTEN_DEL = 23,  /* fl_listen; accepts what is queued, then closes; its datagram flows end */
 	/* what it holds */
 	FL_DUMP = 32,  /* -> FL_SERVER_PUT, FL_TABLE_PUT (without slots), FL_SERVICE_PUT, FL_LISTEN_PUT records */
 	FL_FLOWS = 33, /* fl_flows -> FL_FLOW records */
@@ -97,6 +97,7 @@ struct fl_id {
 };
 
 #define FL_SERVER_RESET 1u /* flags: reset established flows, now and whenever one turns up */
+#define FL_SERVER_UNPIN 2u /* flags: datagram flows leave, now and whenever one turns up whose table does without it */
 
 struct fl_server {
 	struct fl_header header;
@@ -156,9 +157,9 @@ struct fl_service {
 struct fl_listen {
 	struct fl_header header;
 	uint32_t service;
-	uint32_t reserved;
+	uint32_t protocol; /* 6 or 17; 0 from version 1: 6 */
 	struct fl_address address;
-	uint32_t reserved2;
+	uint32_t reserved;
 };
 
 struct fl_flows {

@@ -8,14 +8,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "acl.h"
 #include "address.h"
+#include "admit.h"
 #include "connect.h"
 #include "descriptors.h"
 #include "flow.h"
 #include "relay.h"
-#include "shm.h"
-#include "source.h"
 
 #define BURST_MAX 64u
 #define REST_MAX 65536u /* more than any queue holds; a flood must not keep a closing listener open for ever */
@@ -25,28 +23,6 @@ bool set_nonblocking(int fd)
 	int flags = fcntl(fd, F_GETFL);
 
 	return flags >= 0 && (flags & O_NONBLOCK || fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0);
-}
-
-/* Reserves a place in the service's and the source's limits; on a refusal nothing stays reserved. */
-static enum reason admit(struct service *service, const struct fl_address *client, uint32_t *source)
-{
-	const struct fl_service *spec = &service->spec;
-	enum reason why = REASON_NONE;
-	uint32_t before;
-
-	*source = 0;
-	if ((spec->flags & FL_SERVICE_ACL) && !acl_allows(service->range, spec->ranges, client->ip))
-		return DENIED;
-	if (spec->mode != FL_FORWARD)
-		return NO_SERVER;
-	before = __atomic_fetch_add(&service->shared->active, 1, __ATOMIC_RELAXED);
-	if (spec->max_connections && before >= spec->max_connections)
-		why = SERVICE_FULL;
-	else if (spec->connections_per_source || spec->new_per_source)
-		why = source_enter(service, client->ip, source);
-	if (why != REASON_NONE)
-		total_subtract(&service->shared->active, 1);
-	return why;
 }
 
 static void begin(struct listener *listener, int fd, const struct sockaddr_storage *peer)
@@ -70,8 +46,7 @@ static void begin(struct listener *listener, int fd, const struct sockaddr_stora
 	flow = flow_new(service, fd, &client, &vip);
 	if (flow == NULL) {
 		reject(service, NO_MEMORY);
-		total_subtract(&service->shared->active, 1);
-		source_leave(source);
+		admit_undo(service, source);
 		close_with_reset(fd);
 		return;
 	}

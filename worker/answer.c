@@ -100,6 +100,7 @@ static enum progress send_listener(struct answer *answer, int to, const struct l
 	struct fl_listen copy = {
 		.header = header_of(answer, FL_LISTEN_PUT),
 		.service = listener->service->spec.id,
+		.protocol = listener->service->spec.protocol,
 		.address = listener->address,
 	};
 

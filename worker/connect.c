@@ -53,8 +53,7 @@ static bool remember(struct flow *flow, uint32_t server)
 	return true;
 }
 
-/* Books the failed try; false when it was the last one. */
-static bool book_failure(struct flow *flow)
+bool connect_book_failure(struct flow *flow)
 {
 	struct server *server = flow->server;
 	bool remembered;
@@ -108,13 +107,13 @@ void connect_next(struct flow *flow)
 			flow_end(flow, NO_MEMORY, true);
 			return;
 		}
-	} while (book_failure(flow));
+	} while (connect_book_failure(flow));
 	flow_end(flow, CONNECT_FAILED, true);
 }
 
 void connect_failed(struct flow *flow)
 {
-	if (book_failure(flow))
+	if (connect_book_failure(flow))
 		connect_next(flow);
 	else
 		flow_end(flow, CONNECT_FAILED, true);

@@ -11,6 +11,9 @@ void connect_next(struct flow *flow);
 /* The present try failed; another server is next, or the end. */
 void connect_failed(struct flow *flow);
 
+/* Books the failed try and takes the server from the flow; false when no further try is allowed. */
+bool connect_book_failure(struct flow *flow);
+
 /* The server answered. */
 void connect_done(struct flow *flow);
 

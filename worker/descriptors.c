@@ -58,6 +58,11 @@ bool descriptors_left(void)
 	return used + 2 + reserve <= limit;
 }
 
+uint32_t descriptors_for_datagrams(void)
+{
+	return (limit - reserve) / 2;
+}
+
 void descriptors_exhausted(void)
 {
 	not_before_ms = worker.now_ms + SYSTEM_PAUSE_MS;

@@ -19,6 +19,9 @@ void descriptors_gave_back(uint32_t n);
 /* Whether a new flow, which needs two, may begin. */
 bool descriptors_left(void);
 
+/* How many of them datagram flows may take: connections keep the other half. */
+uint32_t descriptors_for_datagrams(void);
+
 /* The kernel itself said that there are none (another process may have taken the system's). */
 void descriptors_exhausted(void);
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "descriptors.h"
+#include "peers.h"
 #include "shm.h"
 #include "source.h"
 #include "sticky.h"
@@ -146,6 +147,8 @@ void flow_end(struct flow *flow, enum reason reason, bool reset)
 	timer_stop(&flow->timer);
 	free(flow->tried);
 	flow->tried = NULL;
+	if (flow->datagram.listener)
+		peers_remove(flow);
 	link_remove(&flow->ready);
 	/* epoll may still hold an event of this round for it: the memory is not reused before the round is over. */
 	flow->phase = PHASE_DEAD;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A flow: one client connection and the server connection it was given.
+ * A flow: one client connection and the server connection it was given; or, for datagrams, one client address and
+ * port, and the socket through which a server knows it.
  *
  * Flows come from a slab, have a stable index (the cursor of FL_FLOWS) and own no buffer while nothing is stuck:
  * an idle connection costs sizeof(struct flow) here, the rest is the kernel's.
@@ -22,6 +23,7 @@ enum phase {
 	PHASE_CONNECTING,
 	PHASE_WAITING,	/* all servers were tried; a pause before the next round */
 	PHASE_OPEN,
+	PHASE_DATAGRAM,
 	PHASE_RESETTING, /* one side was reset; what was read for the other is still in the kernel's queue */
 	PHASE_DEAD,	 /* closed in this round of the loop; its memory is reused after the round */
 };
@@ -52,13 +54,25 @@ struct tried {
 	uint32_t id[];
 };
 
+/* What only a datagram flow has (peers.h, datagram.c). */
+struct datagram_flow {
+	struct listener *listener; /* NULL: not a datagram flow */
+	struct flow *next;	   /* with the same hash */
+	struct fl_address peer;	   /* where answers go */
+	uint32_t scope;		   /* interface of a link-local peer */
+	uint32_t hash;
+	bool answered;		   /* by the present server */
+	bool lasting;		   /* the client went on after an answer */
+};
+
 struct flow {
 	struct side side[2];
 	struct service *service;
 	struct server *server;
 	struct link of_server;
-	struct link ready;
+	struct link ready; /* of a datagram flow: its place in the order of age */
 	struct timer timer;
+	struct datagram_flow datagram;
 	struct tried *tried;
 	uint64_t bytes[2];
 	uint64_t born_ms;

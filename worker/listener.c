@@ -13,6 +13,7 @@
 
 #include "accept.h"
 #include "address.h"
+#include "datagram.h"
 #include "descriptors.h"
 
 static bool paused;
@@ -49,6 +50,12 @@ static int option(int fd, int name)
 	return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
 }
 
+/* Datagrams of established flows need no descriptor: their listeners never pause. */
+static bool is_paused(const struct listener *listener)
+{
+	return paused && !listener->datagrams;
+}
+
 static bool drop_all(int fd)
 {
 	struct sock_filter code[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
@@ -61,6 +68,8 @@ static bool follow_mode(const struct listener *listener)
 {
 	int none = 0;
 
+	if (listener->datagrams) /* the filter would stop the datagrams of established flows, too */
+		return true;
 	if (listener->service->spec.mode == FL_DROP)
 		return drop_all(listener->fd);
 	return setsockopt(listener->fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof(none)) == 0 || errno == ENOENT;
@@ -77,12 +86,29 @@ bool listeners_follow_mode(const struct service *service)
 static bool resume(struct listener *listener)
 {
 	/* EXCLUSIVE: while two workers share a socket after a handover, one of them wakes up. */
-	return watch(listener->fd, listener, TAG_LISTENER, EPOLLIN | EPOLLEXCLUSIVE);
+	return watch(listener->fd, listener, listener->datagrams ? TAG_DATAGRAM_LISTENER : TAG_LISTENER,
+		     EPOLLIN | EPOLLEXCLUSIVE);
+}
+
+/* Whether fd is a socket that can serve a listener of this protocol. */
+static bool suits(int fd, uint8_t protocol)
+{
+	if (protocol == IPPROTO_UDP)
+		return option(fd, SO_TYPE) == SOCK_DGRAM && option(fd, SO_PROTOCOL) == IPPROTO_UDP;
+	return option(fd, SO_TYPE) == SOCK_STREAM && option(fd, SO_ACCEPTCONN) == 1;
+}
+
+static bool prepare(struct listener *listener)
+{
+	static const int on = 1;
+
+	if (!listener->datagrams) /* accepted sockets inherit it */
+		return setsockopt(listener->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) == 0;
+	return listener->exact || datagram_tell_destination(listener->fd, listener->address.family);
 }
 
 struct verdict listener_put(const struct fl_listen *message, int fd)
 {
-	static const int on = 1;
 	struct service *service = service_by_id(message->service);
 	struct fl_address bound;
 	struct listener **at, *listener;
@@ -93,8 +119,10 @@ struct verdict listener_put(const struct fl_listen *message, int fd)
 		return REFUSE(ENOENT, "no such service");
 	if (!address_valid(&message->address))
 		return REFUSE(EINVAL, "listener address is malformed");
-	if (option(fd, SO_TYPE) != SOCK_STREAM || option(fd, SO_ACCEPTCONN) != 1 || !address_of_socket(fd, &bound))
-		return REFUSE(ENOTSOCK, "the descriptor is not a listening TCP socket");
+	if ((message->protocol ? message->protocol : IPPROTO_TCP) != service->spec.protocol)
+		return REFUSE(EPROTOTYPE, "the service has another protocol");
+	if (!suits(fd, service->spec.protocol) || !address_of_socket(fd, &bound))
+		return REFUSE(ENOTSOCK, "the descriptor is not a socket of the service's protocol that listens");
 	if (worker.draining)
 		return REFUSE(ESHUTDOWN, "this worker is draining");
 	at = find(service, &message->address);
@@ -106,9 +134,10 @@ struct verdict listener_put(const struct fl_listen *message, int fd)
 	if (listener == NULL)
 		return REFUSE(ENOMEM, "no memory for a listener");
 	*listener = (struct listener){.service = service, .address = message->address, .fd = fd, .burst = 1};
+	listener->datagrams = service->spec.protocol == IPPROTO_UDP;
 	listener->exact = address_equal(&bound, &message->address) && !address_wildcard(&bound);
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* accepted sockets inherit it */
-	if (!set_nonblocking(fd) || !follow_mode(listener) || (!paused && !resume(listener))) {
+	if (!set_nonblocking(fd) || !prepare(listener) || !follow_mode(listener) ||
+	    (!is_paused(listener) && !resume(listener))) {
 		free(listener);
 		return REFUSE(errno, "cannot watch the listener");
 	}
@@ -121,6 +150,8 @@ static void close_listener(struct listener **at)
 {
 	struct listener *listener = *at;
 
+	if (listener->datagrams)
+		datagram_end_flows(listener);
 	*at = listener->next;
 	/* Not by close(): another process may hold the socket too, and epoll would go on reporting it. */
 	epoll_ctl(worker.epoll, EPOLL_CTL_DEL, listener->fd, NULL);
@@ -136,38 +167,57 @@ struct verdict listener_delete(const struct fl_listen *message)
 
 	if (at == NULL || *at == NULL)
 		return REFUSE(ENOENT, "no such listener");
-	accept_rest(*at);
+	if (!(*at)->datagrams)
+		accept_rest(*at);
 	close_listener(at);
 	return DONE;
 }
 
-static void close_all(bool accept_first)
+static void each_service(void (*visit)(struct service *))
 {
-	for (uint32_t id = 0; id < FL_MAX_SERVICES; id++) {
-		struct service *service = service_by_id(id);
+	for (uint32_t id = 0; id < FL_MAX_SERVICES; id++)
+		if (service_by_id(id))
+			visit(service_by_id(id));
+}
 
-		while (service && service->listeners) {
-			if (accept_first)
-				accept_rest(service->listeners);
-			close_listener(&service->listeners);
+static void drain(struct service *service)
+{
+	struct listener **at = &service->listeners;
+
+	while (*at) {
+		if ((*at)->datagrams) {
+			datagram_receive(*at);
+			epoll_ctl(worker.epoll, EPOLL_CTL_DEL, (*at)->fd, NULL);
+			at = &(*at)->next;
+		} else {
+			accept_rest(*at);
+			close_listener(at);
 		}
 	}
 }
 
 void listeners_drain(void)
 {
-	close_all(true);
+	each_service(drain);
+}
+
+static void close_listeners(struct service *service)
+{
+	while (service->listeners)
+		close_listener(&service->listeners);
 }
 
 void listeners_close(void)
 {
-	close_all(false);
+	each_service(close_listeners);
 }
 
 void listeners_pause(bool pause)
 {
 	paused = pause;
 	for (struct listener *listener = listener_next(NULL); listener; listener = listener_next(listener)) {
+		if (listener->datagrams)
+			continue;
 		if (pause)
 			epoll_ctl(worker.epoll, EPOLL_CTL_DEL, listener->fd, NULL);
 		else

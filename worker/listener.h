@@ -10,6 +10,7 @@ struct listener {
 	struct listener *next;	   /* of the same service */
 	struct fl_address address; /* as the agent names it */
 	int fd;
+	bool datagrams;	  /* UDP */
 	bool exact;	  /* the address is where clients connected to; else each socket is asked */
 	uint32_t burst;	  /* accepts in the next round */
 	uint64_t used_up; /* the round in which the whole burst was used */
@@ -18,10 +19,10 @@ struct listener {
 /* Takes over fd on success; a listener that is held already is left as it is and fd is closed. */
 struct verdict listener_put(const struct fl_listen *message, int fd);
 
-/* Accepts what is queued, then closes. */
+/* Accepts what is queued, then closes. Datagram flows end, because nobody could answer their clients any more. */
 struct verdict listener_delete(const struct fl_listen *message);
 
-/* The same for all listeners, at the beginning of a drain. */
+/* The beginning of a drain: the same for all listeners, but those of datagrams stay for answers. */
 void listeners_drain(void);
 
 /* Closes all at once, at the end. */

@@ -20,10 +20,12 @@
 
 #include "accept.h"
 #include "control.h"
+#include "datagram.h"
 #include "describe.h"
 #include "descriptors.h"
 #include "flow.h"
 #include "listener.h"
+#include "peers.h"
 #include "relay.h"
 #include "schedule.h"
 #include "shm.h"
@@ -62,6 +64,12 @@ static void dispatch(const struct epoll_event *event, uint64_t round)
 		break;
 	case TAG_LISTENER:
 		accept_burst(what, round);
+		break;
+	case TAG_DATAGRAM_LISTENER:
+		datagram_receive(what);
+		break;
+	case TAG_DATAGRAM:
+		datagram_answered(what);
 		break;
 	default:
 		control_event(tag, event->events);
@@ -110,6 +118,7 @@ static void loop(void)
 		relay_ready();
 		for (int i = 0; i < n; i++)
 			dispatch(&events[i], round);
+		datagram_flush();
 		timers_run(worker.now_ms, relay_timer);
 		control_run();
 		check_drain();
@@ -193,6 +202,7 @@ int main(int argc, char **argv)
 	worker.now_ms = clock_ms();
 	timers_init(worker.now_ms);
 	schedule_init();
+	peers_init();
 	worker.epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (worker.epoll < 0 || !shm_private())
 		return fail("cannot set up");

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "connect.h"
+#include "datagram.h"
 #include "pump.h"
 
 #define RESET_POLL_MS 20u
@@ -209,6 +210,9 @@ void relay_timer(struct timer *timer)
 		break;
 	case PHASE_OPEN:
 		open_timer(flow);
+		break;
+	case PHASE_DATAGRAM:
+		datagram_timer(flow);
 		break;
 	case PHASE_RESETTING:
 		resetting_timer(flow);

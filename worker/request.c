@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <sys/stat.h>
 
+#include "datagram.h"
 #include "flow.h"
 #include "listener.h"
 #include "shm.h"
@@ -48,6 +49,7 @@ static struct verdict drain(const void *message, size_t length, int *fd)
 	listeners_drain();
 	worker.draining = true;
 	worker.drain_deadline_ms = worker.now_ms + drain->deadline_ms;
+	datagram_drain();
 	return DONE;
 }
 

@@ -3,12 +3,14 @@
 #include "store.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "acl.h"
 #include "address.h"
 #include "connect.h"
+#include "datagram.h"
 #include "flow.h"
 #include "listener.h"
 
@@ -71,6 +73,8 @@ struct verdict server_put(const struct fl_server *message)
 	if (server->spec.flags & FL_SERVER_RESET) {
 		connect_elsewhere(server);
 		flows_reset(server);
+	} else if (server->spec.flags & FL_SERVER_UNPIN) {
+		datagram_leave(server);
 	}
 	return DONE;
 }
@@ -95,10 +99,11 @@ static struct verdict service_check(const struct fl_service *message, size_t len
 {
 	if (message->id == 0 || message->id >= FL_MAX_SERVICES)
 		return REFUSE(EINVAL, "service id out of range");
-	if (message->protocol == 17)
-		return REFUSE(EPROTONOSUPPORT, "UDP is not supported by this worker");
-	if (message->protocol != 6)
+	if (message->protocol != IPPROTO_TCP && message->protocol != IPPROTO_UDP)
 		return REFUSE(EPROTONOSUPPORT, "protocol is neither TCP nor UDP");
+	if (services[message->id] && services[message->id]->listeners &&
+	    services[message->id]->spec.protocol != message->protocol)
+		return REFUSE(EBUSY, "a listener of the other protocol belongs to this service");
 	if (message->scheduler > FL_RANDOM || message->mode > FL_DROP || message->forwarding != 0)
 		return REFUSE(EINVAL, "unknown scheduler, mode or forwarding");
 	if (message->ranges > FL_MAX_RANGES || length != sizeof(*message) + message->ranges * sizeof(struct fl_range))

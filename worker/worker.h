@@ -17,7 +17,8 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-enum tag { TAG_CLIENT, TAG_SERVER, TAG_LISTENER, TAG_CONTROL_LISTENER, TAG_CONTROL, TAG_MASK = 7 };
+enum tag { TAG_CLIENT, TAG_SERVER, TAG_LISTENER, TAG_CONTROL_LISTENER, TAG_CONTROL, TAG_DATAGRAM_LISTENER,
+	   TAG_DATAGRAM, TAG_MASK = 7 };
 
 struct worker {
 	uint64_t now_ms; /* CLOCK_MONOTONIC, read once per loop */
@@ -63,6 +64,7 @@ enum reason {
 	HALF_CLOSE_TIMEOUT,
 	SERVER_RESET,
 	SOURCE_TABLE_FULL,
+	FLOW_EVICTED,
 };
 
 #endif

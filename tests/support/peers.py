@@ -55,6 +55,42 @@ class Server:
         self.close()
 
 
+class Datagrams:
+    """A UDP socket that the test drives by hand, as server or as client."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((host, port))
+        self.socket.settimeout(10)
+        self.where = self.socket.getsockname()[:2]
+        self.last = ("", 0)  # who sent what was received last
+
+    def send(self, data: bytes, to: tuple[str, int]) -> None:
+        self.socket.sendto(data, to)
+
+    def receive(self) -> bytes:
+        data, sender = self.socket.recvfrom(65536)
+        self.last = sender[:2]
+        return data
+
+    def answer(self, data: bytes) -> None:
+        """To whoever sent what was received last."""
+        self.socket.sendto(data, self.last)
+
+    def waiting(self) -> bool:
+        """Whether something can be received."""
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def read_all(s: socket.socket) -> bytes:
     """Everything up to the FIN; ConnectionResetError on an RST."""
     parts = []

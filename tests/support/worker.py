@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from support.peers import Server, was_reset
+from support.peers import Datagrams, Server, was_reset
 from support.wait import until
 from support.worker_abi import Kind, Layouts, Memory, Mode, Scheduler, State, Value, address, endpoint
 
@@ -181,7 +181,14 @@ class Worker:
         return self.layouts.unpack("hello", record)
 
     def server(
-        self, number: int, where: tuple[Any, ...], *, weight: int = 1, max_connections: int = 0, reset: bool = False
+        self,
+        number: int,
+        where: tuple[Any, ...],
+        *,
+        weight: int = 1,
+        max_connections: int = 0,
+        reset: bool = False,
+        unpin: bool = False,
     ) -> None:
         self.control.ask(
             Kind.SERVER_PUT,
@@ -189,7 +196,7 @@ class Worker:
             id=number,
             weight=weight,
             max_connections=max_connections,
-            flags=int(reset),
+            flags=int(reset) | 2 * int(unpin),
             address=address(*where[:2]),
             key=f"pool/{number}".encode(),
         )
@@ -228,17 +235,32 @@ class Worker:
         self.control.ask(Kind.SERVICE_PUT, "service", tail, **settings)
 
     def listen(
-        self, service: int = 1, host: str = "127.0.0.1", *, backlog: int = 1024, at: socket.socket | None = None
+        self,
+        service: int = 1,
+        host: str = "127.0.0.1",
+        *,
+        backlog: int = 1024,
+        at: socket.socket | None = None,
+        datagrams: bool = False,
     ) -> tuple[str, int]:
         """A listener of the service on a free port; where it is."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        s = at or socket.socket(family)
+        kind = at.type if at else socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM
+        s = at or socket.socket(family, kind)
         if at is None:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind((host, 0))
-            s.listen(backlog)
+            if not datagrams:
+                s.listen(backlog)
         where = s.getsockname()[:2]
-        self.control.ask(Kind.LISTEN_PUT, "listen", service=service, address=address(*where), descriptors=[s.fileno()])
+        self.control.ask(
+            Kind.LISTEN_PUT,
+            "listen",
+            service=service,
+            protocol=17 if kind == socket.SOCK_DGRAM else 6,
+            address=address(*where),
+            descriptors=[s.fileno()],
+        )
         if at is None:
             s.close()
         return (str(where[0]), int(where[1]))
@@ -255,13 +277,16 @@ class Worker:
     def delete_service(self, number: int) -> None:
         self.control.ask(Kind.SERVICE_DEL, "id", id=number)
 
-    def simple(self, servers: Sequence[Server], **values: Any) -> tuple[str, int]:
-        """One service with one listener over the servers, one slot each."""
+    def simple(
+        self, servers: Sequence[Server | Datagrams], *, host: str = "127.0.0.1", **values: Any
+    ) -> tuple[str, int]:
+        """One service with one listener over the servers, one slot each; UDP when that is what the servers speak."""
+        datagrams = isinstance(servers[0], Datagrams)
         for number, server in enumerate(servers, 1):
             self.server(number, server.where)
         self.table(1, list(range(1, len(servers) + 1)))
-        self.service(**values)
-        return self.listen()
+        self.service(**{"protocol": 17 if datagrams else 6, **values})
+        return self.listen(host=host, datagrams=datagrams)
 
     def dial(self, where: tuple[str, int], *, source: str = "", receive_buffer: int = 0) -> socket.socket:
         """A client connection, closed with the worker at the latest."""

@@ -156,7 +156,7 @@ class Memory:
     def service(self, number: int = 1, slot: int = 0) -> dict[str, Any]:
         base = self.at("service", "service_row", number, within="worker_row", base=self.row_at(slot))
         row = self._layouts.unpack("service_row", self.map, base)
-        row["rejected"] = struct.unpack("=16Q", row["rejected"])
+        row["rejected"] = struct.unpack("=32Q", row["rejected"])
         return row
 
     def server(self, number: int = 1, slot: int = 0) -> dict[str, Any]:

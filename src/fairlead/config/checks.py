@@ -13,9 +13,9 @@ from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Dns, Exec, Grpc, Monitor, Tcp, Tls, Udp
 from fairlead.config.schema.node import Vrrp
 from fairlead.config.schema.pool import Pool
-from fairlead.config.schema.service import PROXY_ONLY, Service
+from fairlead.config.schema.service import PROXY_ONLY, UDP_NOT, Service
 from fairlead.config.tree import Loc, Tree
-from fairlead.model.net import Endpoint, IPAddress, Listen
+from fairlead.model.net import Endpoint, IPAddress, Listen, Protocol
 from fairlead.model.service import Engine, Forwarding, Scheduler
 from fairlead.model.vip import STATIC
 
@@ -84,14 +84,18 @@ class _Checks:
                 (*loc, "engine"), f"`{service.engine}` cannot carry `forwarding: {service.forwarding}`; use {can}"
             )
         if proxy:
+            self._without_effect(loc, service, UDP_NOT if service.protocol is Protocol.UDP else (), "protocol: udp")
             ports = sum(listen.last - listen.first + 1 for listen in service.listen)
             if ports > MAX_PROXY_PORTS:
                 message = f"{ports} ports; `forwarding: proxy` opens a socket for each, at most {MAX_PROXY_PORTS}"
                 self._error((*loc, "listen"), message)
             return
-        for key in PROXY_ONLY:
+        self._without_effect(loc, service, PROXY_ONLY, f"forwarding: {service.forwarding}")
+
+    def _without_effect(self, loc: Loc, service: Service, keys: Iterable[str], why: str) -> None:
+        for key in keys:
             if key in service.model_fields_set:
-                self._warn((*loc, key), f"has no effect with `forwarding: {service.forwarding}`", key=True)
+                self._warn((*loc, key), f"has no effect with `{why}`", key=True)
 
     def _reach(self, loc: Loc, service: Service, pool: Pool) -> None:
         """Can packets that arrive at the service reach the servers at all, and not the service itself?"""

@@ -13,7 +13,6 @@ from fairlead.config.findings import Findings
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Through
 from fairlead.config.tree import Loc, Tree
-from fairlead.model.net import Protocol
 from fairlead.model.service import Engine, Forwarding, ProxyHeader
 
 
@@ -36,7 +35,6 @@ _PROXY_HEADERS = (ProxyHeader.V1, ProxyHeader.V2)
 
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     "services": (
-        Gap(("protocol",), "UDP", (Protocol.UDP,)),
         Gap(
             ("forwarding",),
             "forwarding in the kernel",

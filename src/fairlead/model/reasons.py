@@ -25,6 +25,7 @@ class RejectReason(IntEnum):
     HALF_CLOSE_TIMEOUT = 10
     SERVER_RESET = 11  # drain deadline, maint or removal closed the flow
     SOURCE_TABLE_FULL = 12  # no room to track another source: the per-source limits fail open
+    FLOW_EVICTED = 13  # the oldest UDP flow gave way to a new one, because the table was full
 
 
 class DownReason(StrEnum):

@@ -20,6 +20,7 @@ class FlowTreatment(IntEnum):
 
     KEEP = 0
     RESET = 1
+    UNPIN = 2  # UDP flows leave, unless their service uses the server all the same; connections stay
 
 
 class ServiceMode(IntEnum):

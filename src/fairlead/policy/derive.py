@@ -6,7 +6,8 @@ Invariants:
 - A server takes new flows only when both health and administrative state allow it, unless its service fails open:
   then administrative state still decides.
 - Established flows end by the operator's wish alone (maint, or the end of a drain or departure); a TCP server that
-  goes down keeps its flows, which die by themselves if it is dead.
+  goes down keeps its flows, which die by themselves if it is dead. UDP flows leave it at once, unless their service
+  fails open and uses it all the same.
 - A named server that changes its address keeps its key: established flows stay where they are and end by
   themselves, new flows go to the new address. One that changes only its name keeps its flows, too.
 - A service that is removed leaves its flows to end by themselves while its pool stays.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import Verdict
-from fairlead.model.net import Endpoint
+from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.pool import AdminState
 from fairlead.model.reasons import DownReason, IdleReason, ShareReason
 from fairlead.model.service import VirtualService
@@ -27,7 +28,7 @@ from fairlead.model.state import DesiredState, ForwardingState, Listener, Servic
 from fairlead.policy import tables
 from fairlead.policy.access import allowed_ranges
 from fairlead.policy.flowhash import service_seed
-from fairlead.policy.members import Choice, Member, choose, departed, standing, usable
+from fairlead.policy.members import Choice, Member, choose, departed, standing, unpinned, usable
 from fairlead.policy.rising import FULL, next_step_at
 from fairlead.policy.runtime import (
     Departure,
@@ -114,8 +115,10 @@ class Derived:
 def desired(configuration: Configuration, runtime: Runtime, now: float) -> Derived:
     """Decide what a data plane should hold at ``now`` (monotonic seconds)."""
     pools: dict[str, list[Member]] = {name: [] for name in configuration.pools}
+    datagrams = {it.pool for it in configuration.services.values() if it.protocol is Protocol.UDP}
     for key, pool, server in keyed_servers(configuration):
-        pools[pool.name].append(standing(runtime, now, key, pool, server))
+        member = standing(runtime, now, key, pool, server)
+        pools[pool.name].append(unpinned(member) if pool.name in datagrams else member)
     leaving = [departed(configuration, runtime, now, key, it) for key, it in runtime.departures.items()]
     members = [member for pool in pools.values() for member in pool] + leaving
     services = configuration.services.values()

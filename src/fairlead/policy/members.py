@@ -8,7 +8,7 @@ nothing looks past administrative state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, Verdict
@@ -153,6 +153,12 @@ def departed(configuration: Configuration, runtime: Runtime, now: float, key: st
     return Member(
         key, departure.pool, server, AdminState.DRAIN, server.weight, None, flows, deadline, forgotten_at, departed=True
     )
+
+
+def unpinned(member: Member) -> Member:
+    """A server of a UDP service: its flows leave it while it is down, for they would not die by themselves."""
+    leaves = not member.up and member.flows is FlowTreatment.KEEP
+    return replace(member, flows=FlowTreatment.UNPIN) if leaves else member
 
 
 def usable(members: Sequence[Member]) -> tuple[Member, ...]:

@@ -38,6 +38,12 @@ from fairlead.model.state import (
 
 T = TypeVar("T")
 
+_FATES = {
+    FlowTreatment.KEEP: "",
+    FlowTreatment.RESET: ", resetting its flows",
+    FlowTreatment.UNPIN: ", its UDP flows leave",
+}
+
 
 def plan(desired: DesiredState, observed: ObservedState) -> Plan:
     """The Ops that lead from ``observed`` to ``desired``; empty when nothing has to change.
@@ -63,7 +69,7 @@ def describe(op: Op) -> str:
     """One line about ``op`` for people."""
     match op:
         case PutServer(spec):
-            fate = ", resetting its flows" if spec.flows is FlowTreatment.RESET else ""
+            fate = _FATES[spec.flows]
             limit = f", at most {spec.max_connections} connections" if spec.max_connections else ""
             return f"put server {spec.key}: {spec.endpoint}, weight {spec.weight}{limit}{fate}"
         case DeleteServer(key):

@@ -10,7 +10,7 @@ from fairlead.config.findings import Findings
 from fairlead.config.reader import read
 from fairlead.config.tree import merge
 from fairlead.config.validate import validate
-from support.configs import POOL, SERVICE, assert_problem, loaded, marked, problems
+from support.configs import POOL, SERVICE, assert_problem, configuration, loaded, marked, problems
 
 
 def test_a_pool_that_does_not_exist() -> None:
@@ -71,7 +71,14 @@ def test_neighbours_that_do_not_overlap(first: str, second: str) -> None:
 
 def test_tcp_and_udp_share_a_port() -> None:
     text = "services: {a: {listen: 192.0.2.9:53, pool: p}, b: {listen: 192.0.2.9:53, protocol: udp, pool: p}}" + POOL
-    assert [p.path for p in problems(text)] == ["services.b.protocol"]
+    services = configuration(text).services
+    assert {str(it.protocol) for it in services.values()} == {"tcp", "udp"}
+    assert (services["a"].idle_timeout_s, services["b"].idle_timeout_s) == (350, 60)
+
+
+def test_keys_that_udp_does_not_know() -> None:
+    text = "services: {a: {listen: 192.0.2.9:53, protocol: udp, pool: p, connect_timeout: 1s}}" + POOL
+    assert [it.message for it in loaded(text).warnings] == ["has no effect with `protocol: udp`"]
 
 
 def test_a_server_twice_in_a_pool() -> None:
@@ -178,7 +185,6 @@ services:
     pool: p
     transparent: §true
     proxy_protocol: {accept: §true, send: §v1}
-  u: {listen: 192.0.2.9:53, pool: p, protocol: §udp}
 pools:
   p:
     servers: [192.0.2.1:80]

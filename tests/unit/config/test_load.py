@@ -73,7 +73,6 @@ def test_quickstart_loads_as_its_comment_says() -> None:
             "proxy-full.yaml",
             {
                 "services.web.proxy_protocol.send",
-                "services.dns.protocol",
                 "pools.web.passive",
             },
         ),
@@ -83,7 +82,6 @@ def test_quickstart_loads_as_its_comment_says() -> None:
             {
                 "services.web.forwarding",
                 "services.dns.forwarding",
-                "services.dns.protocol",
             },
         ),
         (
@@ -92,7 +90,6 @@ def test_quickstart_loads_as_its_comment_says() -> None:
                 "services.web-dsr.forwarding",
                 "services.web-tunnel.forwarding",
                 "services.quic-tunnel.forwarding",
-                "services.quic-tunnel.protocol",
                 "services.web6-tunnel.forwarding",
                 "pools.far.health.through",
                 "pools.far6.health.through",

@@ -330,7 +330,9 @@ def other_program(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     copy = tmp_path_factory.mktemp("other")
     for file in (Path(__file__).parents[3] / "worker").iterdir():
         text = file.read_text()
-        (copy / file.name).write_text(text.replace("FL_ABI_VERSION 1u", f"FL_ABI_VERSION {abi.ABI_VERSION + 1}u"))
+        (copy / file.name).write_text(
+            text.replace(f"FL_ABI_VERSION {abi.ABI_VERSION}u", f"FL_ABI_VERSION {abi.ABI_VERSION + 1}u")
+        )
     subprocess.run(["make", "-s", "-C", str(copy), "all", f"OUT={copy}"], check=True)
     return copy / "fairlead-worker"
 

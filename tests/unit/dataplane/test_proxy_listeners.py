@@ -15,7 +15,7 @@ import pytest
 
 from fairlead.dataplane.proxy import listeners
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
-from fairlead.dataplane.proxy.listeners import Sockets
+from fairlead.dataplane.proxy.listeners import Port, Sockets
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint, Listen, Protocol
 from fairlead.model.state import CloseListener, ForwardingState, Listener, OpenListener, Plan, PutService, ServiceMode
@@ -28,7 +28,7 @@ from support.servers import descriptors
 
 def inode(plane: ProxyDataPlane, at: str) -> int:
     """Which socket listens there for the first worker."""
-    return os.fstat(plane._sockets.fileno(endpoint(at), 0)).st_ino
+    return os.fstat(plane._sockets.fileno(Port(Protocol.TCP, endpoint(at)), 0)).st_ino
 
 
 async def refusal(made: Lab, wanted: Listener) -> str:
@@ -84,14 +84,9 @@ async def test_what_this_host_or_version_cannot_do_is_said(
         assert word in message
 
 
-async def test_udp_is_refused(runtime: Path, program: Path) -> None:
-    async with lab(runtime, program) as made:
-        assert "udp" in await refusal(made, listener("web", "127.0.0.1:5353", Protocol.UDP))
-
-
 def test_a_low_port_needs_a_capability_and_the_message_names_it() -> None:
     error = PermissionError(13, "Permission denied")
-    message = listeners._explain(Endpoint(ip_address("127.0.0.1"), 80), error)
+    message = listeners._explain(Port(Protocol.TCP, Endpoint(ip_address("127.0.0.1"), 80)), error)
     assert "CAP_NET_BIND_SERVICE" in message
 
 
@@ -213,9 +208,10 @@ async def test_a_service_in_mode_drop_lets_clients_wait_and_takes_them_when_it_f
 def test_what_clients_get_inherits_nodelay_and_keepalive() -> None:
     sockets = Sockets()
     at = Endpoint(ip_address("127.0.0.1"), free_port())
-    sockets.ensure(at, (0,))
+    port = Port(Protocol.TCP, at)
+    sockets.ensure(port, (0,))
     with (
-        socket.socket(fileno=os.dup(sockets.fileno(at, 0))) as listening,
+        socket.socket(fileno=os.dup(sockets.fileno(port, 0))) as listening,
         socket.create_connection(("127.0.0.1", at.port)),
         listening.accept()[0] as accepted,
     ):
@@ -230,5 +226,5 @@ def test_what_clients_get_inherits_nodelay_and_keepalive() -> None:
 
 
 def test_single_ports_of_a_listen() -> None:
-    listen = Listen(ip_address("::1"), 80, 82)
-    assert [it.port for it in listeners.endpoints(listen)] == [80, 81, 82]
+    listen = Listener("dns", Protocol.UDP, Listen(ip_address("::1"), 80, 82))
+    assert [str(it) for it in listeners.ports_of(listen)] == ["[::1]:80/udp", "[::1]:81/udp", "[::1]:82/udp"]

@@ -14,7 +14,9 @@ from fairlead.dataplane.base import FlowFilter
 from fairlead.dataplane.proxy import abi, codec, driver
 from fairlead.dataplane.proxy.control import Message
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
+from fairlead.dataplane.proxy.listeners import Port
 from fairlead.errors import ContractViolation, DataPlaneError
+from fairlead.model.net import Protocol
 from fairlead.model.state import DeleteServer, OpenListener, Plan, PutServer, PutService, PutTable, TableSpec
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
@@ -28,6 +30,11 @@ async def tell(plane: ProxyDataPlane, slot: int, kind: abi.Type, body: bytes, *f
     """Tell one worker something behind the driver's back."""
     reply = await plane._fleet.live[slot].control.request(Message(kind, body, fds))
     assert reply.done.error == 0, reply.done
+
+
+def tcp(at: str) -> Port:
+    """A port of a TCP listener."""
+    return Port(Protocol.TCP, endpoint(at))
 
 
 def number(plane: ProxyDataPlane, key: str) -> int:
@@ -45,7 +52,7 @@ async def test_what_one_worker_lost_is_missed_and_put_again(runtime: Path, progr
         held = await made.client(at)
         assert await held.say() == server
         service = codec.encode_id(plane._registry.service_ids.get("web") or 0)
-        listen = codec.encode_listen(plane._registry.service_ids.get("web") or 0, endpoint(at))
+        listen = codec.encode_listen(plane._registry.service_ids.get("web") or 0, tcp(at))
         await tell(plane, 1, abi.Type.LISTEN_DEL, listen)
         todo = plan(state, await plane.observe())
         assert [type(op) for op in todo.ops] == [OpenListener]
@@ -147,9 +154,9 @@ async def test_what_one_worker_holds_alone_goes_when_nobody_asks_for_it(runtime:
         await tell(plane, 1, abi.Type.SERVICE_PUT, codec.encode_service(900, 900, service_spec("odd", "x")))
         sock = plane._sockets
         at = f"127.0.0.1:{free_port()}"
-        sock.ensure(endpoint(at), (1,))
-        await tell(plane, 1, abi.Type.LISTEN_PUT, codec.encode_listen(900, endpoint(at)), sock.fileno(endpoint(at), 1))
-        sock.release(endpoint(at))
+        sock.ensure(tcp(at), (1,))
+        await tell(plane, 1, abi.Type.LISTEN_PUT, codec.encode_listen(900, tcp(at)), sock.fileno(tcp(at), 1))
+        sock.release(tcp(at))
         for _ in range(driver.STRAY_AGE + 1):
             assert not plan(state, await plane.observe())
         assert await plane._dumps(plane._fleet.live.values()) == before
@@ -251,7 +258,7 @@ async def test_200_changes_leave_no_descriptor_behind(runtime: Path, program: Pa
             await bring(plane, states[cycle % 2])
         assert len(descriptors()) == ours
         assert workers() == theirs
-        assert not plane._sockets._by_port.keys() - {endpoint(str(it.listen)) for it in states[0].listeners}
+        assert not plane._sockets._by_port.keys() - {tcp(str(it.listen)) for it in states[0].listeners}
 
 
 async def test_flows_come_in_pages_over_all_workers(runtime: Path, program: Path) -> None:

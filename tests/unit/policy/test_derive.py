@@ -11,7 +11,7 @@ import pytest
 
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeTarget, Verdict
-from fairlead.model.net import AddressRange
+from fairlead.model.net import AddressRange, Protocol
 from fairlead.model.pool import AdminState, RealServer
 from fairlead.model.reasons import DownReason, IdleReason
 from fairlead.model.service import Limits, Persistence, ProxyHeader, Scheduler, WhenAllDown
@@ -338,3 +338,18 @@ class TestServices:
     def test_nothing_configured_is_nothing_held(self) -> None:
         derived = derive.desired(Configuration(), Runtime(), 0.0)
         assert (derived.state.servers, derived.state.services, derived.next_at) == ({}, {}, None)
+
+
+def test_f27_udp_flows_leave_a_server_that_is_down() -> None:
+    monitored = pool(real("a"), real("b"), monitors=(TCP_MONITOR,))
+    for protocol, treatment in ((Protocol.UDP, FlowTreatment.UNPIN), (Protocol.TCP, KEEP)):
+        found = derive.desired(
+            configuration(service(protocol=protocol), monitored), Runtime(health=states("a", "b")), 0
+        )
+        assert {key: it.flows for key, it in found.state.servers.items()} == {"web/a": KEEP, "web/b": treatment}
+
+
+def test_f27_a_server_in_maintenance_resets_whatever_its_health() -> None:
+    monitored = pool(real("a", state=MAINT), monitors=(TCP_MONITOR,))
+    found = derive.desired(configuration(service(protocol=Protocol.UDP), monitored), Runtime(), 0)
+    assert found.state.servers["web/a"].flows is RESET

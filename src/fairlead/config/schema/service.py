@@ -107,4 +107,5 @@ class Service(Part):
 
 
 # Keys that mean something only to `forwarding: proxy`.
+UDP_NOT = ("connect_timeout", "half_close_timeout")  # no UDP flow is ever connecting or half closed
 PROXY_ONLY = ("connect_timeout", "retries", "half_close_timeout", "transparent", "proxy_protocol")

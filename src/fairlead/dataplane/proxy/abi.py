@@ -12,7 +12,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAME_MAX = 64
 KEY_MAX = 192
 MAX_WORKERS = 32
@@ -21,11 +21,12 @@ MAX_SERVICES = 16384
 MAX_TABLES = 16384
 MAX_MEMBERS = 16384
 MAX_RANGES = 4096
-REASONS = 16
+REASONS = 32
 SOURCES = 65536
 SHM_MAGIC = 0x464C5348
 
 SERVER_RESET = 1
+SERVER_UNPIN = 2
 SERVICE_ACL = 1
 
 MAX_PACKET = 512 * 1024  # more than the largest message: a service with MAX_RANGES, a table with MAX_MEMBERS
@@ -167,7 +168,7 @@ SERVICE = Layout(
     seed="16s",
     name="64s",
 )
-LISTEN = Layout("fl_listen", header=_HEADER, service="I", reserved="I", address=_ADDRESS, reserved2="I")
+LISTEN = Layout("fl_listen", header=_HEADER, service="I", protocol="I", address=_ADDRESS, reserved="I")
 FLOWS = Layout("fl_flows", header=_HEADER, cursor="I", limit="I", service="I", server="I")
 FLOW = Layout(
     "fl_flow",

@@ -109,7 +109,7 @@ async def _take(
         return None
     _remember(registry, holdings)
     for held, fd in handover.listeners:
-        sockets.put(held.endpoint, worker.slot, socket.socket(fileno=fd))
+        sockets.put(held.port, worker.slot, socket.socket(fileno=fd))
     fleet.admit(worker)
     return None
 
@@ -123,7 +123,7 @@ def _remember(registry: Registry, holdings: observe.Holdings) -> None:
         digest = registry.table_ids.name(held.table) if held.table else None
         registry.services.setdefault(held.spec.name, adopted(held.spec, digest))
     for listen in holdings.listens:
-        registry.ports.setdefault(listen.endpoint, registry.service_ids.name(listen.service))
+        registry.ports.setdefault(listen.port, registry.service_ids.name(listen.service))
     registry.version += 1
 
 
@@ -132,7 +132,7 @@ def _leave(fleet: Fleet, handover: _Handover, sockets: Sockets, event: Event, wh
     worker = handover.worker
     fleet.retire(worker, fleet.old)
     for held, fd in handover.listeners:
-        sockets.put_spare(held.endpoint, socket.socket(fileno=fd))
+        sockets.put_spare(held.port, socket.socket(fileno=fd))
     if handover.memory >= 0:
         os.close(handover.memory)
     moved = worker.path.with_name(f"worker-{worker.slot}-{worker.pid}.sock")

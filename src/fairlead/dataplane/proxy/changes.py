@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 
 from fairlead.dataplane.proxy import abi, codec
 from fairlead.dataplane.proxy.control import Message
-from fairlead.dataplane.proxy.listeners import MAX_RANGE, Sockets, endpoints
+from fairlead.dataplane.proxy.listeners import MAX_RANGE, Port, Sockets, ports_of
 from fairlead.dataplane.proxy.observe import Stray
 from fairlead.dataplane.proxy.registry import Ids, Registry, Service, Table
 from fairlead.errors import DataPlaneError, FairleadError
-from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -87,7 +86,7 @@ class Changes:
         self._slots_in_use = slots_in_use
         self._recycled = recycled
         self._asked: set[_Name] = set()
-        self._opening: set[Endpoint] = set()
+        self._opening: set[Port] = set()
 
     def is_filled(self, digest: str) -> bool:
         """Whether the table need not be filled again."""
@@ -103,7 +102,7 @@ class Changes:
         for op in plan.ops:
             match op:
                 case OpenListener(listener):
-                    self._opening.update(endpoints(listener.listen))
+                    self._opening.update(ports_of(listener))
                     self._asked.add((abi.Type.LISTEN_PUT, listener.service))
                 case PutServer(spec):
                     self._asked.add((abi.Type.SERVER_PUT, spec.key))
@@ -136,9 +135,9 @@ class Changes:
                 registry.forget_table(name)
             case abi.Type.SERVICE_PUT if registry.service_ids.get(name) == stray.id:
                 registry.forget_service(name)
-            case abi.Type.LISTEN_PUT if stray.endpoint is not None and registry.ports.get(stray.endpoint) == name:
-                registry.forget_port(stray.endpoint)
-                self._sockets.release(stray.endpoint)
+            case abi.Type.LISTEN_PUT if stray.port is not None and registry.ports.get(stray.port) == name:
+                registry.forget_port(stray.port)
+                self._sockets.release(stray.port)
 
     def prepare(self, op: Op) -> Change:
         """The messages of one Op; the registry holds what is put from now on.
@@ -180,19 +179,19 @@ class Changes:
         services = {name for name, it in registry.services.items() if it.spec.table is None or it.spec.table in tables}
         for name in services:
             yield Message(abi.Type.SERVICE_PUT, self._service_body(registry.services[name].spec))
-        for endpoint, name in registry.ports.items():
+        for port, name in registry.ports.items():
             if name in services:
                 try:
-                    self._sockets.ensure(endpoint, (slot,))
+                    self._sockets.ensure(port, (slot,))
                 except DataPlaneError as error:
                     refuse(str(error))
                 else:
-                    yield self._listen(endpoint, name, slot)
+                    yield self._listen(port, name, slot)
 
     def refused(self, message: Message, slot: int) -> None:
         """A new worker refused one of the messages of ``everything``."""
         if message.type is abi.Type.LISTEN_PUT:
-            self._refused([codec.decode_listen(bytes(abi.HEADER.size) + message.body).endpoint], slot)
+            self._refused([codec.decode_listen(bytes(abi.HEADER.size) + message.body).port], slot)
 
     def _name(self, stray: Stray) -> str:
         ids = {
@@ -244,8 +243,6 @@ class Changes:
             raise DataPlaneError(f"{what}: a service has a table exactly when it forwards")
         if spec.table is not None and registry.table_ids.get(spec.table) is None:
             raise DataPlaneError(f"{what}: there is no table {spec.table[:8]}")
-        if spec.protocol is not Protocol.TCP:
-            raise DataPlaneError(f"{what}: the proxy data plane does not carry {spec.protocol} yet")
         with _claimed(registry.service_ids, spec.name, lambda n: self._recycled("service", n)):
             body = self._service_body(spec)
         dumped = codec.decode_service(bytes(abi.HEADER.size) + body).spec
@@ -253,7 +250,7 @@ class Changes:
         return Change(what, lambda _: [Message(abi.Type.SERVICE_PUT, body)])
 
     def _delete_service(self, name: str, what: str) -> Change:
-        open_at = [endpoint for endpoint, service in self._registry.ports.items() if service == name]
+        open_at = [port for port, service in self._registry.ports.items() if service == name]
         if open_at:
             raise DataPlaneError(f"{what}: it has a listener at {open_at[0]}")
         finish = lambda: self._registry.forget_service(name)  # noqa: E731
@@ -267,19 +264,17 @@ class Changes:
         registry, listen = self._registry, listener.listen
         if registry.service_ids.get(listener.service) is None:
             raise DataPlaneError(f"{what}: there is no service {listener.service}")
-        if listener.protocol is not Protocol.TCP:
-            raise DataPlaneError(f"{what}: the proxy data plane does not carry {listener.protocol} yet")
         if (count := listen.last - listen.first + 1) > MAX_RANGE:
             raise DataPlaneError(
                 f"{what}: {count} ports; forwarding proxy opens a socket for each, at most {MAX_RANGE} in a listener"
             )
-        ports = list(endpoints(listen))
-        for endpoint in ports:
-            if (owner := registry.ports.get(endpoint, listener.service)) != listener.service:
-                raise DataPlaneError(f"{what}: service {owner} listens at {endpoint}")
+        ports = list(ports_of(listener))
+        for port in ports:
+            if (owner := registry.ports.get(port, listener.service)) != listener.service:
+                raise DataPlaneError(f"{what}: service {owner} listens at {port}")
         try:
-            for endpoint in ports:
-                self._sockets.ensure(endpoint, self._slots_in_use())
+            for port in ports:
+                self._sockets.ensure(port, self._slots_in_use())
         except DataPlaneError:
             self._sockets.release_unless(registry.ports.keys() | self._opening)
             raise
@@ -288,46 +283,39 @@ class Changes:
         name = listener.service
         return Change(
             what,
-            lambda slot: [self._listen(endpoint, name, slot) for endpoint in ports],
+            lambda slot: [self._listen(port, name, slot) for port in ports],
             refused=lambda slot: self._refused(ports, slot),
         )
 
     def _close(self, listener: Listener, what: str) -> Change:
         registry = self._registry
         registry.listeners.discard(listener)
-        others = {
-            endpoint
-            for other in registry.listeners
-            if other.service == listener.service
-            for endpoint in endpoints(other.listen)
-        }
+        others = {port for other in registry.listeners if other.service == listener.service for port in ports_of(other)}
         closing = [
-            endpoint
-            for endpoint in endpoints(listener.listen)
-            if registry.ports.get(endpoint) == listener.service and endpoint not in others
+            port for port in ports_of(listener) if registry.ports.get(port) == listener.service and port not in others
         ]
         number = registry.service_ids.get(listener.service)
         if number is None:
             return Change(what, lambda _: [])
-        messages = [Message(abi.Type.LISTEN_DEL, codec.encode_listen(number, endpoint)) for endpoint in closing]
-        for endpoint in closing:
-            registry.forget_port(endpoint)
+        messages = [Message(abi.Type.LISTEN_DEL, codec.encode_listen(number, port)) for port in closing]
+        for port in closing:
+            registry.forget_port(port)
             # Before the workers close theirs, which accept what is queued first: nothing can be queued behind that.
-            if endpoint not in self._opening:
-                self._sockets.release(endpoint)
+            if port not in self._opening:
+                self._sockets.release(port)
         return Change(what, lambda _: messages, deletes=True)
 
-    def _listen(self, endpoint: Endpoint, service: str, slot: int) -> Message:
+    def _listen(self, port: Port, service: str, slot: int) -> Message:
         number = self._registry.service_ids.get(service) or 0
-        fds = (self._sockets.fileno(endpoint, slot),)
-        return Message(abi.Type.LISTEN_PUT, codec.encode_listen(number, endpoint), fds)
+        fds = (self._sockets.fileno(port, slot),)
+        return Message(abi.Type.LISTEN_PUT, codec.encode_listen(number, port), fds)
 
-    def _refused(self, ports: list[Endpoint], slot: int) -> None:
+    def _refused(self, ports: list[Port], slot: int) -> None:
         """A socket that nobody accepts on would swallow its share of the connections."""
-        for endpoint in ports:
-            self._sockets.release_slot(endpoint, slot)
-            if not self._sockets.holds(endpoint):
-                self._registry.forget_port(endpoint)
+        for port in ports:
+            self._sockets.release_slot(port, slot)
+            if not self._sockets.holds(port):
+                self._registry.forget_port(port)
 
     def _service_body(self, spec: ServiceSpec) -> bytes:
         ids = self._registry

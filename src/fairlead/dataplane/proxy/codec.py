@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from fairlead.dataplane.proxy import abi
+from fairlead.dataplane.proxy.listeners import Port
 from fairlead.errors import ContractViolation, DataPlaneError
 from fairlead.model.net import AddressRange, Endpoint, IPAddress, Protocol
 from fairlead.model.service import Engine, Forwarding, Persistence, ProxyHeader, Scheduler
@@ -30,6 +31,11 @@ _SCHEDULERS = (
     Scheduler.SH,
     Scheduler.RANDOM,
 )
+_TREATMENTS = {
+    FlowTreatment.KEEP: 0,
+    FlowTreatment.RESET: abi.SERVER_RESET,
+    FlowTreatment.UNPIN: abi.SERVER_UNPIN,
+}
 _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP}
 _PROTOCOL_NUMBERS = {protocol: number for number, protocol in _PROTOCOLS.items()}
 _U32 = 0xFFFFFFFF
@@ -80,7 +86,7 @@ class ListenHeld:
     """One port of a listener; ``service`` is an id."""
 
     service: int
-    endpoint: Endpoint
+    port: Port
 
 
 def text(raw: bytes) -> str:
@@ -109,7 +115,7 @@ def encode_server(number: int, spec: ServerSpec) -> bytes:
     Raises:
         DataPlaneError: The key is too long for the worker.
     """
-    flags = abi.SERVER_RESET if spec.flows is FlowTreatment.RESET else 0
+    flags = _TREATMENTS[spec.flows]
     address = _address(spec.endpoint)
     key = _name(spec.key, abi.KEY_MAX)
     return abi.SERVER.pack(*_NO_HEADER, number, spec.weight, spec.max_connections, flags, *address, key)[_H:]
@@ -118,7 +124,7 @@ def encode_server(number: int, spec: ServerSpec) -> bytes:
 def decode_server(record: bytes) -> tuple[int, ServerSpec]:
     """Id and spec out of a dumped FL_SERVER_PUT."""
     _, _, _, number, weight, limit, flags, ip, port, family, _, key = abi.SERVER.unpack(record)
-    flows = FlowTreatment.RESET if flags & abi.SERVER_RESET else FlowTreatment.KEEP
+    flows = {number: treatment for treatment, number in _TREATMENTS.items()}[flags]
     return number, ServerSpec(text(key), Endpoint(_ip(ip, family), port), weight, limit, flows)
 
 
@@ -256,15 +262,15 @@ def decode_service(record: bytes) -> ServiceHeld:
     return ServiceHeld(number, table, spec)
 
 
-def encode_listen(service: int, endpoint: Endpoint) -> bytes:
+def encode_listen(service: int, port: Port) -> bytes:
     """``fl_listen`` of one port."""
-    return abi.LISTEN.pack(*_NO_HEADER, service, 0, *_address(endpoint), 0)[_H:]
+    return abi.LISTEN.pack(*_NO_HEADER, service, _PROTOCOL_NUMBERS[port.protocol], *_address(port.endpoint), 0)[_H:]
 
 
 def decode_listen(record: bytes) -> ListenHeld:
-    """A dumped FL_LISTEN_PUT."""
-    _, _, _, service, _, ip, port, family, _, _ = abi.LISTEN.unpack(record)
-    return ListenHeld(service, Endpoint(_ip(ip, family), port))
+    """A dumped FL_LISTEN_PUT. Workers of ABI 1, which knew TCP alone, leave the protocol 0."""
+    _, _, _, service, protocol, ip, port, family, _, _ = abi.LISTEN.unpack(record)
+    return ListenHeld(service, Port(_PROTOCOLS.get(protocol, Protocol.TCP), Endpoint(_ip(ip, family), port)))
 
 
 def encode_flows(cursor: int, limit: int, service: int, server: int) -> bytes:

@@ -27,7 +27,7 @@ from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError, FairleadError
-from fairlead.model.net import IPAddress
+from fairlead.model.net import IPAddress, Protocol
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
 from fairlead.policy.plan import describe
@@ -332,7 +332,7 @@ class ProxyDataPlane:
                 worker = self._fleet.live.get(stray.slot)
                 if stray.kind is not put or worker is None:
                     continue
-                body = codec.encode_listen(stray.id, stray.endpoint) if stray.endpoint else codec.encode_id(stray.id)
+                body = codec.encode_listen(stray.id, stray.port) if stray.port else codec.encode_id(stray.id)
                 self._changes.forget(stray)
                 futures.append(worker.control.submit(Message(delete, body)))
             await asyncio.gather(*futures, return_exceptions=True)
@@ -366,9 +366,20 @@ class ProxyDataPlane:
 
     async def _drain_surplus(self, worker: Worker) -> None:
         self._sockets.release_worker(worker.slot)
+        await self._close_datagram_ports(worker)
         self._fleet.retire(worker, self._fleet.draining)
         await worker.drain(UPGRADE_DRAIN_S)
         self._event("worker_draining", f"worker {worker.slot}", "fewer workers are wanted; it ends with its last flow")
+
+    async def _close_datagram_ports(self, worker: Worker) -> None:
+        """A draining worker keeps its UDP sockets for answers: nobody else reads what would be sent to these."""
+        ids = self._registry.service_ids
+        futures = [
+            worker.control.submit(Message(abi.Type.LISTEN_DEL, codec.encode_listen(ids.get(service) or 0, port)))
+            for port, service in self._registry.ports.items()
+            if port.protocol is Protocol.UDP
+        ]
+        await asyncio.gather(*futures, return_exceptions=True)
 
     async def _retire_old(self) -> None:
         """Workers of another version stop accepting once the new ones accept."""

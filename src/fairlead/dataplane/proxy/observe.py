@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.dataplane.proxy import abi, codec
+from fairlead.dataplane.proxy.listeners import Port, ports_of
 from fairlead.dataplane.proxy.registry import Registry
-from fairlead.model.net import Endpoint, Listen, Protocol
+from fairlead.model.net import Listen, Protocol
 from fairlead.model.state import ForwardingState, Listener, ServerSpec, ServiceSpec, TableSpec
 
 Held = tuple[int, ServerSpec] | codec.TableHeld | codec.ServiceHeld | codec.ListenHeld
@@ -33,7 +34,7 @@ class Stray:
     slot: int
     kind: abi.Type  # the type of the message that puts it
     id: int  # of the server, table or service; of the listener's service
-    endpoint: Endpoint | None = None
+    port: Port | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +126,10 @@ def strays(registry: Registry, state: ForwardingState, workers: Iterable[Holding
     tables = {registry.table_ids.get(digest) for digest in state.tables}
     services = {registry.service_ids.get(name) for name in state.services}
     ports = {
-        codec.ListenHeld(number, Endpoint(it.listen.address, port))
+        codec.ListenHeld(number, port)
         for it in state.listeners
         if (number := registry.service_ids.get(it.service)) is not None
-        for port in range(it.listen.first, it.listen.last + 1)
+        for port in ports_of(it)
     }
     found: set[Stray] = set()
     for worker in workers:
@@ -136,7 +137,7 @@ def strays(registry: Registry, state: ForwardingState, workers: Iterable[Holding
         found.update(Stray(slot, abi.Type.SERVER_PUT, number) for number in worker.servers.keys() - servers)
         found.update(Stray(slot, abi.Type.TABLE_PUT, number) for number in worker.tables.keys() - tables)
         found.update(Stray(slot, abi.Type.SERVICE_PUT, number) for number in worker.services.keys() - services)
-        found.update(Stray(slot, abi.Type.LISTEN_PUT, it.service, it.endpoint) for it in worker.listens - ports)
+        found.update(Stray(slot, abi.Type.LISTEN_PUT, it.service, it.port) for it in worker.listens - ports)
     return frozenset(found)
 
 
@@ -151,24 +152,33 @@ def _listeners(
 ) -> Iterator[Listener]:
     """Open ports as Listeners: those that were opened, and ranges of the others (adopted from running workers)."""
     names = {registry.service_ids.get(name): name for name in services}
-    ports = {(names[it.service], it.endpoint) for it in listens if it.service in names}
+    ports = {(names[it.service], it.port) for it in listens if it.service in names}
     for listener in registry.listeners:
-        listen = listener.listen
-        own = {(listener.service, Endpoint(listen.address, port)) for port in range(listen.first, listen.last + 1)}
+        own = {(listener.service, port) for port in ports_of(listener)}
         if own <= ports:
             ports -= own
             yield listener
-    yield from group(ports, {name: spec.protocol for name, spec in services.items()})
+    yield from group(ports)
 
 
-def group(ports: Iterable[tuple[str, Endpoint]], protocols: Mapping[str, Protocol]) -> Iterator[Listener]:
+def group(ports: Iterable[tuple[str, Port]]) -> Iterator[Listener]:
     """Single ports as Listeners, neighbours joined."""
-    start: tuple[str, Endpoint] | None = None
-    last = 0
-    for service, endpoint in sorted(ports, key=lambda it: (it[0], it[1].address.version, it[1].address, it[1].port)):
-        if start is not None and (service, endpoint.address, endpoint.port) != (start[0], start[1].address, last + 1):
-            yield Listener(start[0], protocols[start[0]], Listen(start[1].address, start[1].port, last))
-            start = None
-        start, last = start or (service, endpoint), endpoint.port
-    if start is not None:
-        yield Listener(start[0], protocols[start[0]], Listen(start[1].address, start[1].port, last))
+    last: Listener | None = None
+    for service, port in sorted(ports, key=_order):
+        address, number = port.endpoint.address, port.endpoint.port
+        if last is not None:
+            joined = Listener(service, port.protocol, Listen(address, last.listen.first, number))
+            if joined == replace(last, listen=replace(last.listen, last=last.listen.last + 1)):
+                last = joined
+                continue
+            yield last
+        last = Listener(service, port.protocol, Listen(address, number, number))
+    if last is not None:
+        yield last
+
+
+def _order(item: tuple[str, Port]) -> tuple[str, Protocol, int, int, int]:
+    """Addresses of different families do not compare, therefore the version comes first."""
+    service, port = item
+    address = port.endpoint.address
+    return service, port.protocol, address.version, int(address), port.endpoint.port

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fairlead.dataplane.proxy import abi
+from fairlead.dataplane.proxy.listeners import Port
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import Endpoint
 from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
 
 
@@ -119,7 +119,7 @@ class Registry:
         self.contents: dict[str, int] = {}  # hash of each table's slots, as first reported
         self.services: dict[str, Service] = {}
         self.listeners: set[Listener] = set()
-        self.ports: dict[Endpoint, str] = {}  # open ports, and the service each belongs to
+        self.ports: dict[Port, str] = {}  # open ports, and the service each belongs to
         self.server_ids = Ids("server", abi.MAX_SERVERS, lambda: load(0), lambda n: store(0, n))
         self.service_ids = Ids("service", abi.MAX_SERVICES, lambda: load(1), lambda n: store(1, n))
         self.table_ids = Ids("table", abi.MAX_TABLES, lambda: load(2), lambda n: store(2, n))
@@ -158,7 +158,7 @@ class Registry:
             for member in known.spec.members:
                 self.named[member.key] -= 1
 
-    def forget_port(self, endpoint: Endpoint) -> None:
+    def forget_port(self, port: Port) -> None:
         """No worker listens there any more."""
-        self.ports.pop(endpoint, None)
+        self.ports.pop(port, None)
         self.version += 1
