@@ -211,7 +211,7 @@ def refused(action: Callable[..., object], *arguments: Any, **values: Any) -> in
     [
         ({"id": 0}, errno.EINVAL),
         ({"id": 16384}, errno.EINVAL),
-        ({"protocol": 17}, errno.EPROTONOSUPPORT),
+        ({"protocol": 17}, errno.EBUSY),  # it has a TCP listener
         ({"protocol": 1}, errno.EPROTONOSUPPORT),
         ({"scheduler": 7}, errno.EINVAL),
         ({"mode": 3}, errno.EINVAL),
