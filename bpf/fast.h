@@ -61,7 +61,7 @@ static __always_inline void plain_rewrite(const struct plain *p, _Bool source, _
 }
 
 static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_server *server, const struct fl_hop *hop,
-					__u32 mix, __u32 ip_len, __u8 tos)
+					__u32 spread, __u32 ip_len, __u8 tos)
 {
 	struct ethhdr *eth;
 	struct iphdr *ip;
@@ -76,8 +76,7 @@ static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_serv
 		return counted(FL_DROP_FAULT, XDP_DROP);
 	plain_link(eth, hop);
 	eth->h_proto = bpf_htons(ETH_P_IP);
-	mix *= 0x9E3779B1u;
-	write_outer4(ip, server, mix ^ mix >> 15, ip_len, tos, IPPROTO_IPIP);
+	write_outer4(ip, server, spread, ip_len, tos, IPPROTO_IPIP);
 	return leave(ctx, hop);
 }
 
@@ -143,7 +142,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	found->flow.octets += p->ip_len;
 	count_traffic(service_id, server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
-		return plain_tunnel(ctx, server, hop, src ^ (ports << 16 | ports >> 16), p->ip_len, p->ip->tos);
+		return plain_tunnel(ctx, server, hop, mix_flow(src, ports), p->ip_len, p->ip->tos);
 	if (forwarding == FL_NAT)
 		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
 	plain_link(p->eth, hop);

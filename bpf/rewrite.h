@@ -118,15 +118,18 @@ static __always_inline int rewrite(struct xdp_md *ctx, const struct packet *p, c
 	return p->fragment == LATER_FRAGMENT ? 0 : rewrite_ports(ctx, p->l4, p, r);
 }
 
-/* Bits that vary by flow and by nothing else, for those who spread by outer header alone. */
+/* Bits that vary by flow and by nothing else, for those who spread by outer header alone (as MurmurHash3 mixes). */
+static __always_inline __u32 mix_flow(__u32 address, __u32 ports)
+{
+	__u32 mix = address * 0x9E3779B1u;
+
+	mix = (mix ^ mix >> 15 ^ ports) * 0x85EBCA6Bu;
+	return mix ^ mix >> 13;
+}
+
 static __always_inline __u32 spread_of(const struct packet *p)
 {
-	__u32 mix = fold_addr(&p->src, p->family);
-
-	if (p->fragment == WHOLE)
-		mix ^= (__u32)p->sport << 16 | p->dport;
-	mix *= 0x9E3779B1u;
-	return mix ^ mix >> 15;
+	return mix_flow(fold_addr(&p->src, p->family), p->fragment == WHOLE ? (__u32)p->dport << 16 | p->sport : 0);
 }
 
 /* IP in IP (RFC 2003, RFC 2473): DF set, so that no router fragments; ECN copied as RFC 6040 wants it. */

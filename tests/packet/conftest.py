@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bed, once for all packet tests of a process; every test gets a freshly loaded program."""
+"""The bed, once for all packet tests of a process; every module gets a freshly loaded program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def namespace() -> Iterator[None]:
             link.close()
 
 
-@pytest.fixture(params=[1, 0], ids=["fast", "general"])
+@pytest.fixture(scope="module", params=[1, 0], ids=["fast", "general"])
 def bed(namespace: None, request: pytest.FixtureRequest) -> Iterator[Bed]:
     with open_bed(fast_path=request.param, hop_ttl=1000 * request.param) as opened:
         yield opened

@@ -445,7 +445,7 @@ class Forwarder:
         else:
             ports = struct.pack(">HHBBBB", p.sport, p.dport, p.protocol, 0, 0, 0)
             start = sip13(service.seed, p.source.packed + p.destination.packed + ports)
-        for i in range(5):
+        for i in range(17):
             if turn:
                 slot = (start + i) % size
             else:
@@ -627,11 +627,10 @@ class Forwarder:
         if p.family == 6:
             a, b, c, d = struct.unpack("<4I", p.source.packed)
             word = a ^ b * 3 ^ c * 5 ^ d * 7
-        if p.fragment == "whole":
-            sport, dport = struct.unpack("<HH", struct.pack(">HH", p.sport, p.dport))
-            word ^= sport << 16 | dport
+        ports = struct.unpack("<I", struct.pack(">HH", p.sport, p.dport))[0] if p.fragment == "whole" else 0
         word = word * 0x9E3779B1 & 0xFFFFFFFF
-        word ^= word >> 15
+        word = (word ^ word >> 15 ^ ports) * 0x85EBCA6B & 0xFFFFFFFF
+        word ^= word >> 13
         source = bytearray(server.source.packed)
         low = struct.unpack("<I", source[-4:])[0] ^ (word & int.from_bytes(server.spread.to_bytes(4, "big"), "little"))
         source[-4:] = struct.pack("<I", low)

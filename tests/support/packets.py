@@ -52,11 +52,18 @@ def ends(source: str, destination: str) -> Ends:
 
 
 def tcp(
-    e: Ends, flags: int = ACK, payload: bytes = b"", *, seq: int = 1000, ack: int = 2000, options: bytes = b""
+    e: Ends,
+    flags: int = ACK,
+    payload: bytes = b"",
+    *,
+    seq: int = 1000,
+    ack: int = 2000,
+    options: bytes = b"",
+    window: int = 65535,
 ) -> bytes:
     """A TCP segment."""
     offset = (20 + len(options)) // 4
-    head = struct.pack(">HHIIBBHHH", e.sport, e.dport, seq, ack, offset << 4, flags, 65535, 0, 0)
+    head = struct.pack(">HHIIBBHHH", e.sport, e.dport, seq, ack, offset << 4, flags, window, 0, 0)
     segment = head + options + payload
     total = checksum(pseudo(e.source, e.destination, TCP, len(segment)) + segment)
     return segment[:16] + struct.pack(">H", total) + segment[18:]

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to flows over time and under load: timeouts, a full table, floods, limits, two nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+
+from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.abi import Counter
+from fairlead.model.net import Endpoint, Protocol
+from fairlead.policy.flowhash import flow_hash, flow_message, probes, slot_of, source_message
+from packet.world import World
+from support.oracle import DROP, REDIRECT, Reply
+from support.packets import ACK, FIN, RST, SYN, TCP, UDP, Ends, ends, frame, packet, tcp, tcp_frame, udp_frame
+from support.wait import until
+from support.xdp import INSIDE, SEED, Bed, open_bed
+
+pytestmark = pytest.mark.root
+
+SERVERS = tuple(range(1, 8))
+SLOTS = tuple(n % 7 for n in range(251))
+VIP = "10.0.0.100:80"
+SHORT = abi.timeouts(25, 100_000, 25, 25)  # 100 ms at 250 ticks a second
+
+
+@pytest.fixture
+def world(bed: Bed) -> World:
+    world = World(bed)
+    world.forget()
+    bed.settings()
+    for n in SERVERS:
+        world.server(n, f"10.0.1.{9 + n}:8080", source="10.0.1.1")
+    world.service(1, "nat", SERVERS, SLOTS)
+    world.listen(1, "10.0.0.100", TCP, 80)
+    world.listen(1, "10.0.0.100", UDP, 80)
+    world.listen(1, "2001:db8::100", TCP, 80)
+    return world
+
+
+def server_of(out: bytes) -> int:
+    """The last byte of the server's MAC."""
+    return out[5]
+
+
+def client(number: int) -> str:
+    return f"192.0.{number >> 8}.{number & 255}:{1024 + number % 50000}"
+
+
+def test_a_syn_again_stays_and_a_new_syn_is_chosen_anew(world: World) -> None:
+    """By turns: only a SYN of a connection that got further, or after a change, may go to another server."""
+    world.service(1, "nat", SERVERS, SLOTS, choice="turn")
+    first = server_of(world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).frame)
+    assert server_of(world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).frame) == first
+    assert server_of(world.both(tcp_frame("192.0.2.1:1", VIP, ACK)).frame) == first
+    assert server_of(world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).frame) != first
+
+
+def test_two_hundred_reconnects_from_one_port_leave_a_draining_server(world: World) -> None:
+    """An established flow stays on the server that drains; each SYN from its port goes elsewhere at once."""
+    out = world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).frame
+    world.both(tcp_frame("192.0.2.1:1", VIP, ACK))
+    drained = server_of(out) - 9
+    rest = tuple(n for n in SERVERS if n != drained)
+    world.service(1, "nat", rest, tuple(n % len(rest) for n in range(251)))
+    assert server_of(world.both(tcp_frame("192.0.2.1:1", VIP, ACK)).frame) == drained + 9
+    for _ in range(200):
+        assert server_of(world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).frame) != drained + 9
+        world.both(tcp_frame("192.0.2.1:1", VIP, ACK))
+
+
+def test_turns_are_even(world: World) -> None:
+    world.service(1, "nat", SERVERS, tuple(range(7)), choice="turn")
+    chosen = [server_of(world.both(tcp_frame(client(n), VIP, SYN)).frame) for n in range(70)]
+    assert {chosen.count(server) for server in set(chosen)} == {10}
+    assert len(set(chosen)) == len(SERVERS)
+
+
+def test_chance_reaches_all_and_is_remembered(world: World) -> None:
+    world.service(1, "nat", SERVERS, SLOTS, choice="chance")
+    chosen = {}
+    for n in range(300):
+        chosen[n] = server_of(world.send(tcp_frame(client(n), VIP, SYN)).frame)
+    counts = [list(chosen.values()).count(server) for server in set(chosen.values())]
+    assert len(counts) == 7
+    assert min(counts) > 15
+    assert all(server_of(world.send(tcp_frame(client(n), VIP, ACK)).frame) == server for n, server in chosen.items())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("by_source", [False, True])
+def test_the_choice_is_that_of_the_policy(world: World, version: int, by_source: bool) -> None:
+    """The same server as policy.flowhash says, for every flow; also the tries after a server that is reset."""
+    six = version == 6
+    if six:
+        for n in SERVERS:
+            world.server(n, f"[2001:db8:1::{0xF + n:x}]:8080")
+    world.service(1, "nat", SERVERS, SLOTS, choice="source" if by_source else "flow")
+    gone = world.oracle.servers[3]
+    world.server(3, f"[{gone.address}]:8080", reset=True)
+    vip = Endpoint(ip_address("2001:db8::100" if six else "10.0.0.100"), 80)
+    for n in range(200):
+        source = Endpoint(ip_address(f"2001:db8:c::{n:x}" if six else f"192.0.2.{n + 1}"), 2000 + n)
+        message = source_message(source.address) if by_source else flow_message(Protocol.TCP, source, vip)
+        tries = probes(flow_hash(SEED, message), len(SLOTS))
+        wanted = next(server for slot in tries if (server := SERVERS[SLOTS[slot]]) != 3)
+        e = Ends(source.address, source.port, vip.address, vip.port)
+        o = world.both(frame(packet(e, TCP, tcp(e))))
+        print(o.verdict, o.counter)
+        out = o.frame
+        assert server_of(out) == wanted + (15 if six else 9)
+    assert slot_of(0xFFFFFFFF_00000000, 251) == 250
+
+
+def states(bed: Bed) -> list[abi.State]:
+    with bed.maps["flows4"].memory() as memory:
+        size = abi.Flow4.LAYOUT.size
+        rows = (abi.Flow4.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at + 38])
+        return [abi.State(row.state) for row in rows]
+
+
+def test_states_follow_the_packets(world: World) -> None:
+    for flags, state in (
+        (SYN, abi.State.NEW),
+        (SYN, abi.State.NEW),
+        (ACK, abi.State.OPEN),
+        (FIN | ACK, abi.State.FIN),
+        (ACK, abi.State.FIN),
+        (RST, abi.State.RST),
+        (ACK, abi.State.OPEN),
+    ):
+        world.send(tcp_frame("192.0.2.1:1", VIP, flags))
+        assert states(world.bed) == [state]
+
+
+@pytest.mark.parametrize("flags", [(SYN,), (SYN, ACK, FIN), (SYN, ACK, RST)], ids=["syn", "fin", "rst"])
+def test_short_lives(world: World, flags: tuple[int, ...]) -> None:
+    """Half open, half closed and reset flows are forgotten after their own timeouts; open ones are not."""
+    world.service(1, "nat", SERVERS, SLOTS, timeout=SHORT)
+    world.send(tcp_frame("192.0.2.9:1", VIP, SYN))
+    world.send(tcp_frame("192.0.2.9:1", VIP, ACK))
+    for flag in flags:
+        world.send(tcp_frame("192.0.2.1:1", VIP, flag))
+    expired = world.bed.counters()[Counter.EXPIRED]
+    time.sleep(0.15)  # the timeout itself: 25 ticks
+    world.send(tcp_frame("192.0.2.9:1", VIP, ACK))
+    assert world.bed.counters()[Counter.EXPIRED] == expired
+    world.send(tcp_frame("192.0.2.1:1", VIP, ACK))
+    assert world.bed.counters()[Counter.EXPIRED] == expired + 1
+
+
+def test_a_flow_in_use_does_not_expire(world: World) -> None:
+    world.service(1, "nat", SERVERS, SLOTS, timeout=abi.timeouts(100, 100, 100, 100))
+    before = world.bed.counters()[Counter.EXPIRED]
+    end = time.monotonic() + 0.9
+    while time.monotonic() < end:
+        world.send(tcp_frame("192.0.2.1:1", VIP, ACK))
+        time.sleep(0.02)
+    assert world.bed.counters()[Counter.EXPIRED] == before
+
+
+def test_a_reset_server(world: World) -> None:
+    """TCP is answered with an RST that the client believes; UDP goes to another server with the next datagram."""
+    world.service(2, "nat", SERVERS, SLOTS)
+    world.listen(2, "10.0.0.100", UDP, 81)
+    first = server_of(world.both(tcp_frame("192.0.2.1:1", VIP, ACK)).frame) - 9
+    world.server(first, f"10.0.1.{9 + first}:8080", reset=True, source="10.0.1.1")
+    assert world.both(tcp_frame("192.0.2.1:1", VIP, ACK)).counter is Counter.SENT_RESET
+    assert world.both(tcp_frame("192.0.2.1:1", VIP, SYN)).verdict == REDIRECT
+    one = server_of(world.both(udp_frame("192.0.2.1:1", "10.0.0.100:81")).frame) - 9
+    world.server(one, f"10.0.1.{9 + one}:8080", reset=True, source="10.0.1.1")
+    assert server_of(world.both(udp_frame("192.0.2.1:1", "10.0.0.100:81")).frame) - 9 != one
+
+
+def test_two_nodes_one_answer(world: World) -> None:
+    """A node that never saw a flow forwards it to the same server, and turns its replies back."""
+    world.reply("10.0.1.10:8080", TCP, Reply(ip_address("10.0.0.100"), 80, 1, 1))
+    first = {n: world.both(tcp_frame(client(n), VIP, SYN)).frame for n in range(200)}
+    world.forget()
+    for n, out in first.items():
+        assert server_of(world.both(tcp_frame(client(n), VIP, ACK)).frame) == server_of(out)
+    world.forget()
+    reply = world.both(tcp_frame("10.0.1.10:8080", client(1), ACK), INSIDE)
+    assert reply.verdict == REDIRECT
+    assert reply.frame[26:30] == ip_address("10.0.0.100").packed
+
+
+def test_the_rate_of_a_source(world: World) -> None:
+    """Ten at once, then no more within the second; others are not concerned, nor is the open connection."""
+    world.service(1, "nat", SERVERS, SLOTS, new_per_source=10)
+    fates = [world.send(tcp_frame(f"192.0.2.1:{2000 + n}", VIP, SYN)).counter for n in range(15)]
+    assert fates[:10] == [None] * 10
+    assert fates.count(Counter.DROP_SOURCE_RATE) >= 4  # one may come back within a tenth of a second
+    assert world.send(tcp_frame("192.0.2.2:2000", VIP, SYN)).counter is None
+    assert world.send(tcp_frame("192.0.2.1:2000", VIP, ACK)).counter is None
+    until(lambda: world.send(tcp_frame("192.0.2.1:3000", VIP, SYN)).counter is None, 2, "a new connection is allowed")
+
+
+def test_the_brake(world: World) -> None:
+    """Beyond the limit new flows are forwarded by the hash and not stored; stored ones go on."""
+    world.both(tcp_frame("192.0.2.1:1", VIP, ACK))
+    world.bed.settings(abi.Settings(brake=20))
+    before = world.bed.counters()
+    outs = [world.send(tcp_frame(client(n), VIP, SYN)) for n in range(500)]
+    after = world.bed.counters()
+    assert all(out.verdict == REDIRECT for out in outs)
+    stateless = after[Counter.NEW_STATELESS] - before[Counter.NEW_STATELESS]
+    assert stateless > 100
+    assert after[Counter.NEW_FLOW] - before[Counter.NEW_FLOW] == 500 - stateless
+    again = [world.send(tcp_frame(client(n), VIP, ACK)).frame for n in range(500)]
+    assert [server_of(out) for out in again] == [server_of(out.frame) for out in outs]
+
+
+def test_answers_are_limited(world: World) -> None:
+    world.service(1, "nat", (), (), mode="reject")
+    world.bed.settings(abi.Settings(answers=5))
+    fates = [world.send(tcp_frame(client(n), VIP, SYN)).counter for n in range(100)]
+    assert fates.count(Counter.SENT_RESET) >= 5
+    assert fates.count(Counter.DROP_ANSWER_LIMIT) > 10
+
+
+def test_ports_of_fullnat_run_out(world: World) -> None:
+    """Twenty ports carry twenty flows to one server, each with its own; the next is dropped and counted."""
+    world.snat("10.0.1.1", ports=(5000, 5019))
+    world.service(1, "fullnat", (1,), (0,))
+    ports = {world.both(tcp_frame(client(n), VIP, SYN)).frame[34:36] for n in range(20)}
+    assert len(ports) == 20
+    assert world.both(tcp_frame(client(20), VIP, SYN)).counter is Counter.DROP_SNAT_FULL
+    world.service(1, "fullnat", (2,), (0,))  # another server: the same ports again
+    assert world.both(tcp_frame(client(21), VIP, SYN)).verdict == REDIRECT
+
+
+def test_every_cpu_has_its_own_ports(world: World) -> None:
+    world.bed.settings(abi.Settings(cpus=4, snat_first=5000, snat_last=5399), snat=("10.0.1.1",))
+    world.service(1, "fullnat", (1,), (0,))
+    ports = {int.from_bytes(world.send(tcp_frame(client(n), VIP, SYN)).frame[34:36], "big") for n in range(100)}
+    assert ports == set(range(5000 + 100 * world.bed.cpu, 5100 + 100 * world.bed.cpu))
+
+
+def test_source_spread_of_a_tunnel(world: World) -> None:
+    world.server(1, "10.0.1.10:0", source="172.16.0.0", spread=0xFFFF)
+    world.service(1, "tunnel", (1,), (0,))
+    sources = {world.both(tcp_frame(client(n), VIP, ACK)).frame[26:30] for n in range(500)}
+    assert len(sources) > 480
+    assert {source[:2] for source in sources} == {bytes((172, 16))}
+    assert len({world.both(tcp_frame(client(1), VIP, ACK)).frame[26:30] for _ in range(5)}) == 1
+
+
+@pytest.fixture(scope="module")
+def small(namespace: None) -> Iterator[Bed]:
+    """A flow table of 1024 entries."""
+    with open_bed(sizes={"flows4": 1024, "flows6": 1024}, flow4_mask=1023, flow6_mask=1023, hop_ttl=1000) as bed:
+        yield bed
+
+
+@pytest.fixture
+def narrow(small: Bed) -> World:
+    world = World(small)
+    world.forget()
+    for n in SERVERS:
+        world.server(n, f"10.0.1.{9 + n}:8080")
+    world.service(1, "nat", SERVERS, SLOTS)
+    world.listen(1, "10.0.0.100", TCP, 80)
+    return world
+
+
+def test_a_table_that_is_too_small_misroutes_nothing(narrow: World) -> None:
+    """Five thousand flows in a table of a thousand: every packet of every flow reaches the same server."""
+    first = {n: server_of(narrow.send(tcp_frame(client(n), VIP, SYN)).frame) for n in range(5000)}
+    for _ in range(2):
+        assert all(server_of(narrow.send(tcp_frame(client(n), VIP, ACK)).frame) == s for n, s in first.items())
+
+
+def test_a_flood_of_syns_pushes_out_no_established_flow(narrow: World) -> None:
+    """500 flows that stand, chosen by turns so that only the table knows their servers, and 20 000 SYNs."""
+    narrow.service(1, "nat", SERVERS, SLOTS, choice="turn")
+    standing = {}
+    for n in range(500):
+        out = narrow.send(tcp_frame(client(n), VIP, SYN)).frame
+        if server_of(narrow.send(tcp_frame(client(n), VIP, ACK)).frame) == server_of(out):
+            standing[n] = server_of(out)
+    assert len(standing) > 490
+    for n in range(20_000):
+        narrow.bed.send(tcp_frame(f"198.51.{n >> 8}.{n & 255}:7", VIP, SYN))
+    assert all(server_of(narrow.send(tcp_frame(client(n), VIP, ACK)).frame) == s for n, s in standing.items())
+
+
+def test_only_the_flows_of_a_dead_server_move(world: World) -> None:
+    """With the slots of the others unchanged, and they come back when it does."""
+    before = {n: server_of(world.send(tcp_frame(client(n), VIP, SYN)).frame) for n in range(500)}
+    world.service(1, "nat", SERVERS, tuple(s if s != 2 else (i % 2) for i, s in enumerate(SLOTS)))
+    without = {n: server_of(world.send(tcp_frame(client(n), VIP, SYN)).frame) for n in range(500)}
+    moved = {n for n in before if before[n] != without[n]}
+    assert moved == {n for n in before if before[n] == 9 + 3}
+    world.service(1, "nat", SERVERS, SLOTS)
+    assert {n: server_of(world.send(tcp_frame(client(n), VIP, SYN)).frame) for n in range(500)} == before
+
+
+def test_no_server_left(world: World) -> None:
+    world.service(1, "nat", (), ())
+    outcome = world.both(tcp_frame("192.0.2.1:1", VIP, SYN))
+    assert (outcome.verdict, outcome.counter) == (DROP, Counter.DROP_NO_SERVER)
+
+
+def test_traffic_is_counted(world: World) -> None:
+    """Per service and server, in both directions, in octets of the IP packet."""
+    world.service(1, "nat", (1,), (0,))
+    world.reply("10.0.1.10:8080", TCP, Reply(ip_address("10.0.0.100"), 80, 1, 1))
+    names = ("service_traffic", "server_traffic")
+
+    def read() -> list[abi.Traffic]:
+        return [abi.sum_traffic(world.bed.maps[name].get((1).to_bytes(4, "little")) or b"") for name in names]
+
+    before = read()
+    for flags in (SYN, ACK, ACK):
+        world.both(tcp_frame("192.0.2.1:1", VIP, flags, bytes(10)))
+    world.both(tcp_frame("10.0.1.10:8080", "192.0.2.1:1", ACK, bytes(60)), INSIDE)
+    for old, new in zip(before, read(), strict=True):
+        grown = {k: v - getattr(old, k) for k, v in dataclasses.asdict(new).items()}
+        assert grown == {"connections": 1, "packets_in": 3, "bytes_in": 150, "packets_out": 1, "bytes_out": 100}
+
+
+def test_ambiguous_flows_keep_both_directions_alive(world: World) -> None:
+    """A server behind two VIPs: replies find the right one, also long after the last reply."""
+    world.server(7, "10.0.1.16:8080", ambiguous=True)
+    for service, vip in ((1, "10.0.0.100"), (2, "10.0.0.101")):
+        world.service(service, "nat", (7,), (0,), timeout=abi.timeouts(150, 150, 150, 150))
+        world.listen(service, vip, TCP, 80)
+        world.reply("10.0.1.16:8080", TCP, Reply(ip_address(vip), 80, service, 7, ambiguous=True))
+    ambiguous = ends("10.0.1.16:8080", "192.0.2.1:1")
+    reply = frame(packet(ambiguous, TCP, tcp(ambiguous)))
+    world.send(tcp_frame("192.0.2.1:1", "10.0.0.101:80", SYN))
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end:
+        world.send(tcp_frame("192.0.2.1:1", "10.0.0.101:80", ACK))
+        time.sleep(0.05)
+    out = world.send(reply, INSIDE)
+    assert out.frame[26:30] == ip_address("10.0.0.101").packed
