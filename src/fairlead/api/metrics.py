@@ -164,6 +164,11 @@ def _servers(servers: tuple[ServerView, ...]) -> Iterator[Metric]:
     )
     text = "Weight the scheduler uses now; 0: no new connections."
     yield _gauge("server_effective_weight", text, labels, {name: s.effective_weight for name, s in named.items()})
+    text = "1 while passive checking keeps a server out."
+    out: Samples = {name: float(s.ejected_until_at is not None) for name, s in named.items()}
+    yield _gauge("server_ejected", text, labels, out)
+    text = "Times passive checking took a server out."
+    yield _counter("server_ejections_total", text, labels, {name: s.ejections_total for name, s in named.items()})
     text = "Connections to a server that are established now."
     yield _gauge("server_active_connections", text, labels, {name: s.active for name, s in named.items()})
     text = "Connections to a server that were established."

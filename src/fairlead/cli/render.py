@@ -155,7 +155,7 @@ def _weight(server: View) -> Cell:
 def _why(server: View, now: float) -> str:
     said = []
     if server["idle_reason"] and server["idle_reason"] != "down":
-        deadline = server["drain_deadline_at"]
+        deadline = server["ejected_until_at" if server["idle_reason"] == "ejected" else "drain_deadline_at"]
         left = f" ({duration(max(deadline - now, 0))} left)" if deadline is not None else ""
         said.append(server["idle_reason"] + left)
     if server["share_reason"] and not server["idle_reason"]:

@@ -22,6 +22,7 @@ from fairlead.model.pool import (
     HealthMonitor,
     HttpExpectation,
     MonitorType,
+    PassiveCheck,
     Pool,
     TlsSettings,
     UdpExpectation,
@@ -115,7 +116,12 @@ def _pool(name: str, pool: pools.Pool) -> Pool:
         slow_start_s=pool.slow_start,
         drain_timeout_s=pool.drain_timeout,
         quorum=pool.quorum,
+        passive=_passive(pool.passive),
     )
+
+
+def _passive(part: pools.Passive | None) -> PassiveCheck | None:
+    return None if part is None else PassiveCheck(part.failures, part.interval, part.eject, part.max_ejected)
 
 
 def _monitor(monitor: Monitor) -> HealthMonitor:

@@ -47,7 +47,6 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     ),
     "pools": (
         Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),
-        Gap(("passive",), "passive health checking"),
         Gap(("agent",), "the agent check"),
     ),
 }

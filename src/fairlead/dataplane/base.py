@@ -15,13 +15,18 @@ from fairlead.model.views import FlowPage, WorkerView
 
 @dataclass(frozen=True, slots=True)
 class ServerCounters:
-    """Totals of one server since the data plane first knew it; bytes in are client to server."""
+    """Totals of one server since the data plane first knew it; bytes in are client to server.
+
+    ``streaks`` are failures since the last success, by whoever counts them apart (a worker's slot); those without any
+    are left out.
+    """
 
     active: int = 0
     connections: int = 0
     connect_failures: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    streaks: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

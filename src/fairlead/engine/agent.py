@@ -22,6 +22,7 @@ from fairlead.engine.certificates import CertificateWatch
 from fairlead.engine.changes import at_next_start, server_changes, unknown
 from fairlead.engine.events import Events
 from fairlead.engine.monitor import Monitor
+from fairlead.engine.outliers import Outliers
 from fairlead.engine.ownership import Ownership
 from fairlead.engine.present import Present
 from fairlead.engine.reconciler import Reconciler
@@ -81,6 +82,7 @@ class Agent:
         self._config_file = config_file
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
+        self._outliers = Outliers(self._present, parts.events, parts.clock, self._decide_anew)
         self._certificates = CertificateWatch(parts.events, parts.wall_clock)
         self._ownership = Ownership(
             parts.announcer,
@@ -184,6 +186,8 @@ class Agent:
     def probed(self, target: ProbeTarget, result: ProbeResult) -> None:
         """The monitor has a result, which need not change a verdict."""
         self._certificates.look(target, result)
+        if result.passed:
+            self._outliers.vouch(target)
 
     def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         """The monitor reached another verdict: tell it, decide anew, remember it."""
@@ -194,6 +198,10 @@ class Agent:
             level="info" if transition.verdict is Verdict.UP else "warning",
             reason=transition.reason,
         )
+        self._decide_anew()
+
+    def _decide_anew(self) -> None:
+        """Something that decisions rest on has changed: act on it, and remember it."""
         self._present.outdate()
         self._reconciler.wake()
         self._ownership.wake()
@@ -233,13 +241,20 @@ class Agent:
         self._present.outdate()
 
     async def _housekeep(self) -> None:
-        """Once a second: read the counters, and let go of removed servers that have no flow left."""
+        """Read the counters, once a second or faster, and act on what they say.
+
+        Servers whose traffic fails are ejected; removed servers that have no flow left are let go.
+        """
+        took_s = 0.0
         while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
+            await asyncio.sleep(self._outliers.pace_s(HOUSEKEEPING_S, took_s))
+            began = self._parts.clock()
             # Only after a pass that left nothing to do is it sure that no table names a departed server any more:
             # its figure of active flows can then only fall.
             settled = self._reconciler.convergence.converged and self._present.is_decided
             self._counters = await self._parts.dataplane.counters()
+            self._outliers.look(self._counters.servers)
+            took_s = self._parts.clock() - began
             runtime = self._present.runtime()
             if not settled or not runtime.departures:
                 continue
@@ -286,7 +301,8 @@ class Agent:
     async def servers(self) -> tuple[ServerView, ...]:
         """All servers with their figures now."""
         self._counters = await self._parts.dataplane.counters()
-        return server_views(self._present.decide(), self._counters, self._present.since, self._to_wall)
+        counted = self._counters
+        return server_views(self._present.decide(), counted, self._present.since, self._to_wall, self._outliers.totals)
 
     async def services(self) -> tuple[ServiceView, ...]:
         """All services with their figures now."""

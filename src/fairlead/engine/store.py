@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fairlead.model.health import HealthState, ProbeTarget, Verdict
 from fairlead.model.net import Endpoint
 from fairlead.model.pool import AdminState, RealServer
 from fairlead.model.reasons import DownReason
-from fairlead.policy.derive import Departure, Override, Runtime, targets
+from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 
 FORMAT = 1
 
@@ -60,6 +60,7 @@ class Store:
             "departures": {key: _departure(departure) for key, departure in runtime.departures.items()},
             "resting": sorted(runtime.resting),
             "rising": dict(runtime.rising),
+            "ejections": {key: asdict(ejection) for key, ejection in runtime.ejections.items()},
         }
         replace_file(self._path, json.dumps(content, separators=(",", ":")).encode())
 
@@ -95,6 +96,7 @@ class Store:
             # Younger than the format: a file without them is an older one.
             resting=frozenset(map(str, content.get("resting", ()))),
             rising={key: float(moment) for key, moment in content.get("rising", {}).items()},
+            ejections={key: _read_ejection(raw) for key, raw in content.get("ejections", {}).items()},
         )
 
 
@@ -140,6 +142,10 @@ def _read_override(raw: Mapping[str, Any]) -> Override:
         base_state=AdminState(raw["base_state"]),
         base_weight=int(raw["base_weight"]),
     )
+
+
+def _read_ejection(raw: Mapping[str, Any]) -> Ejection:
+    return Ejection(float(raw["since"]), float(raw["until"]), int(raw["times"]), float(raw["forget_at"]))
 
 
 def _departure(departure: Departure) -> dict[str, Any]:

@@ -16,7 +16,11 @@ NO_SERVICE_COUNTED = ServiceCounters()
 
 
 def server_view(
-    status: ServerStatus, counted: ServerCounters, since_at: float, to_wall: Callable[[float], float]
+    status: ServerStatus,
+    counted: ServerCounters,
+    since_at: float,
+    to_wall: Callable[[float], float],
+    ejections: int = 0,
 ) -> ServerView:
     """One server; ``to_wall`` turns a monotonic moment into seconds since the epoch."""
     return ServerView(
@@ -42,15 +46,23 @@ def server_view(
         bytes_out_total=counted.bytes_out,
         share=status.share,
         share_reason=None if status.share_reason is None else status.share_reason.value,
+        ejected_until_at=None if status.ejected_until is None else to_wall(status.ejected_until),
+        ejections_total=ejections,
     )
 
 
 def server_views(
-    derived: Derived, counters: Counters, since: Mapping[str, float], to_wall: Callable[[float], float]
+    derived: Derived,
+    counters: Counters,
+    since: Mapping[str, float],
+    to_wall: Callable[[float], float],
+    ejections: Mapping[str, int],
 ) -> tuple[ServerView, ...]:
-    """Every server, in the order of the configuration, departed ones last."""
+    """Every server, in the order of the configuration, departed ones last; ``ejections`` are totals by key."""
     return tuple(
-        server_view(status, counters.servers.get(key, NOTHING_COUNTED), since.get(key, 0.0), to_wall)
+        server_view(
+            status, counters.servers.get(key, NOTHING_COUNTED), since.get(key, 0.0), to_wall, ejections.get(key, 0)
+        )
         for key, status in derived.servers.items()
     )
 

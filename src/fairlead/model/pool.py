@@ -135,6 +135,23 @@ class HealthMonitor:
 
 
 @dataclass(frozen=True, slots=True)
+class PassiveCheck:
+    """When real traffic that fails takes a server out. Durations are in seconds.
+
+    Attributes:
+        failures: So many in a row eject a server.
+        interval_s: Time in which they count.
+        eject_s: How long it is out the first time.
+        max_ejected: Per cent of a pool's servers that may be out at a time, rounded down, but at least one.
+    """
+
+    failures: int = 5
+    interval_s: float = 10.0
+    eject_s: float = 30.0
+    max_ejected: int = 50
+
+
+@dataclass(frozen=True, slots=True)
 class RealServer:
     """A machine behind a service. ``name`` defaults to ADDRESS:PORT."""
 
@@ -150,7 +167,7 @@ class RealServer:
 class Pool:
     """The real servers behind services, and how they are checked.
 
-    ``monitors`` empty means ``health: none``: servers count as up. With several, all must pass.
+    ``monitors`` empty means ``health: none``: servers count as up. With several, all must pass. ``passive`` None: off.
     """
 
     name: str
@@ -159,6 +176,7 @@ class Pool:
     slow_start_s: float = 0.0
     drain_timeout_s: float = 300.0
     quorum: int = 1
+    passive: PassiveCheck | None = None
 
     @property
     def has_shares(self) -> bool:

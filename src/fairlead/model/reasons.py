@@ -53,6 +53,7 @@ class IdleReason(StrEnum):
     DRAIN = "drain"
     MAINT = "maint"
     WEIGHT_ZERO = "weight_zero"
+    EJECTED = "ejected"  # its real traffic failed (passive checking)
     BACKUP = "backup"  # a backup server while a primary is up
     REMOVED = "removed"  # no longer configured; its flows may still end
 

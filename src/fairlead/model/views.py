@@ -35,6 +35,8 @@ class ServerView:
     bytes_out_total: int
     share: int = 100  # per cent of its weight that it has for now
     share_reason: str | None = None  # ShareReason
+    ejected_until_at: float | None = None  # passive checking took it out until then
+    ejections_total: int = 0  # since the agent began
 
 
 @dataclass(frozen=True, slots=True)

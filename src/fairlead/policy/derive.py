@@ -32,6 +32,7 @@ from fairlead.policy.members import Choice, Member, choose, departed, standing, 
 from fairlead.policy.rising import FULL, next_step_at
 from fairlead.policy.runtime import (
     Departure,
+    Ejection,
     Override,
     Runtime,
     adopt,
@@ -47,6 +48,7 @@ from fairlead.policy.runtime import (
 __all__ = [
     "Departure",
     "Derived",
+    "Ejection",
     "Override",
     "Runtime",
     "ServerStatus",
@@ -72,6 +74,7 @@ class ServerStatus:
         share: Per cent of its weight that it has for now; below 100 exactly when ``share_reason`` says why.
         health: None when it is not checked (no monitor, maintenance, or removed).
         drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
+        ejected_until: Monotonic moment at which passive checking lets it return, or None.
     """
 
     key: str
@@ -90,6 +93,7 @@ class ServerStatus:
     max_connections: int
     share: int = FULL
     share_reason: ShareReason | None = None
+    ejected_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,8 @@ def _busy(pools: Iterable[Sequence[Member]], choices: Iterable[Choice]) -> froze
 
 def _moments(member: Member) -> tuple[float, ...]:
     """When it changes by itself."""
-    return tuple(moment for moment in (member.drain_deadline, member.forgotten_at) if moment is not None)
+    known = (member.drain_deadline, member.forgotten_at, member.ejected_until)
+    return tuple(moment for moment in known if moment is not None)
 
 
 def _server_status(member: Member, *, busy: bool) -> ServerStatus:
@@ -215,13 +220,14 @@ def _server_status(member: Member, *, busy: bool) -> ServerStatus:
         max_connections=member.server.max_connections,
         share=member.share,
         share_reason=member.share_reason,
+        ejected_until=member.ejected_until,
     )
 
 
 def _service_status(choice: Choice, pool: Sequence[Member], service: VirtualService) -> ServiceStatus:
     if choice.mode is not ServiceMode.FORWARD:
         state = "down"
-    elif choice.fail_open or choice.live[0].server.backup or any(it.eligible and not it.up for it in pool):
+    elif choice.fail_open or choice.live[0].server.backup or any(it.is_missing for it in pool):
         state = "degraded"
     else:
         state = "up"

@@ -25,6 +25,7 @@ from fairlead.policy.runtime import (
     Runtime,
     admin_state,
     drains,
+    ejected_until,
     present_weight,
     successor,
 )
@@ -40,6 +41,7 @@ class Member:
         forgotten_at: Monotonic moment at which a departed server goes, or None.
         share: Per cent of its weight that it has for now.
         share_reason: Why that is less than 100, or None.
+        ejected_until: Monotonic moment at which it returns that passive checking took out, or None.
         unit: What a data plane's weights count in: 1, or 100 where shares may come up.
     """
 
@@ -56,6 +58,7 @@ class Member:
     share: int = FULL
     share_reason: ShareReason | None = None
     unit: int = 1
+    ejected_until: float | None = None
 
     @property
     def scaled_weight(self) -> int:
@@ -74,8 +77,13 @@ class Member:
 
     @property
     def up(self) -> bool:
-        """Whether health lets it take new flows."""
+        """Whether its probes let it take new flows."""
         return self.health is None or self.health.verdict is Verdict.UP
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it would serve if it worked."""
+        return self.eligible and (not self.up or self.ejected_until is not None)
 
     @property
     def spec(self) -> ServerSpec:
@@ -92,7 +100,9 @@ class Member:
             return IdleReason.MAINT if self.admin is AdminState.MAINT else IdleReason.DRAIN
         if self.weight == 0:
             return IdleReason.WEIGHT_ZERO
-        return IdleReason.BACKUP if self.up else IdleReason.DOWN
+        if not self.up:
+            return IdleReason.DOWN
+        return IdleReason.BACKUP if self.ejected_until is None else IdleReason.EJECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +137,11 @@ def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealSer
         flows = _until(deadline, now)
     share, why = _share(runtime, now, key, pool)
     unit = FULL if pool.has_shares else 1
+    out = ejected_until(runtime, key, now)
     return Member(
-        key, pool.name, server, admin, weight, health, flows, deadline, share=share, share_reason=why, unit=unit
-    )
+        key, pool.name, server, admin, weight, health, flows, deadline,
+        share=share, share_reason=why, unit=unit, ejected_until=out,
+    )  # fmt: skip
 
 
 def _share(runtime: Runtime, now: float, key: str, pool: Pool) -> tuple[int, ShareReason | None]:
@@ -163,18 +175,27 @@ def unpinned(member: Member) -> Member:
 
 def usable(members: Sequence[Member]) -> tuple[Member, ...]:
     """The primaries that may take new flows, or else the backups that may."""
-    return _first_tier([member for member in members if member.eligible and member.up])
+    return _first_tier([it for it in members if it.eligible and it.up and it.ejected_until is None])
+
+
+def is_short(live: Sequence[Member], quorum: int) -> bool:
+    """Whether these are too few to serve."""
+    return not live or sum(member.weight for member in live) < quorum
 
 
 def choose(members: Sequence[Member], quorum: int, when_all_down: WhenAllDown) -> Choice:
     """Who takes the new flows of a service with these ``members``.
 
-    Backups serve only while no primary may. Under ``quorum``, ``when_all_down`` decides; failing open takes the
-    eligible primaries regardless of health, or the eligible backups if no primary is eligible.
+    Backups serve only while no primary may. Under ``quorum``, ejections are overruled if that helps; else
+    ``when_all_down`` decides. Failing open takes the eligible primaries regardless of health, or the eligible backups
+    if no primary is eligible.
     """
     live = usable(members)
+    if is_short(live, quorum):
+        with_ejected = _first_tier([member for member in members if member.eligible and member.up])
+        live = live if is_short(with_ejected, quorum) else with_ejected
     live_weight = sum(member.weight for member in live)
-    fail_open = not live or live_weight < quorum
+    fail_open = is_short(live, quorum)
     if fail_open:
         live = (
             _first_tier([member for member in members if member.eligible])

@@ -51,6 +51,19 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
+class Ejection:
+    """A server that passive checking took out at ``since``; over at ``until``, remembered until ``forget_at``.
+
+    ``times`` counts the ejections that came before the last one was forgotten, this one included.
+    """
+
+    since: float
+    until: float
+    times: int
+    forget_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """What happened, by target or by server key (POOL/SERVER).
 
@@ -66,6 +79,13 @@ class Runtime:
     departures: Mapping[str, Departure] = field(default_factory=dict)
     resting: frozenset[str] = frozenset()
     rising: Mapping[str, float] = field(default_factory=dict)
+    ejections: Mapping[str, Ejection] = field(default_factory=dict)
+
+
+def ejected_until(runtime: Runtime, key: str, now: float) -> float | None:
+    """When a server returns that is ejected now; None: it is not."""
+    ejection = runtime.ejections.get(key)
+    return ejection.until if ejection is not None and now < ejection.until else None
 
 
 def admin_state(runtime: Runtime, key: str, server: RealServer) -> AdminState:
@@ -155,9 +175,10 @@ def transition(old: Configuration, new: Configuration, runtime: Runtime, now: fl
             departures[key] = Departure(pool.name, server, max(now, deadline), now)
     health = {**_inherited(old, new, runtime), **runtime.health}
     overrides = {key: kept for key, server in after.items() if (kept := _override(runtime, key, server)).is_set}
-    resting = runtime.resting | _joined(old, new)
-    runtime = replace(runtime, departures=departures, health=health, overrides=overrides, resting=resting)
-    return _settled(new, runtime, now)
+    joined = _joined(old, new)
+    ejections = {key: ejection for key, ejection in runtime.ejections.items() if key not in joined}
+    runtime = replace(runtime, departures=departures, health=health, overrides=overrides, ejections=ejections)
+    return _settled(new, replace(runtime, resting=runtime.resting | joined), now)
 
 
 def settle(configuration: Configuration, runtime: Runtime, now: float, idle: frozenset[str]) -> Runtime:
@@ -181,7 +202,7 @@ def noted(configuration: Configuration, runtime: Runtime, now: float) -> Runtime
     """What follows from verdicts that have changed: who rests, and who comes up slowly."""
     if not any(pool.slow_start_s for pool in configuration.pools.values()):
         return replace(runtime, resting=frozenset(), rising={}) if runtime.resting or runtime.rising else runtime
-    seen = ((key, pool, _able(runtime, key, pool, server)) for key, pool, server in keyed_servers(configuration))
+    seen = ((key, pool, _able(runtime, now, key, pool, server)) for key, pool, server in keyed_servers(configuration))
     resting, rising = note(seen, runtime.resting, runtime.rising, now)
     return replace(runtime, resting=resting, rising=rising)
 
@@ -218,11 +239,18 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
     }
     probed = targets(configuration, runtime)
     health = {target: state for target, state in runtime.health.items() if target in probed}
-    return noted(configuration, replace(runtime, drain_since=drain_since, health=health), now)
+    ejections = {
+        key: ejection
+        for key, pool, _ in (keyed_servers(configuration) if runtime.ejections else ())
+        if pool.passive and (ejection := runtime.ejections.get(key)) and now < ejection.forget_at
+    }
+    return noted(configuration, replace(runtime, drain_since=drain_since, health=health, ejections=ejections), now)
 
 
-def _able(runtime: Runtime, key: str, pool: Pool, server: RealServer) -> bool | None:
+def _able(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> bool | None:
     """Whether a server may take new flows; None while its health is not known."""
+    if ejected_until(runtime, key, now) is not None:
+        return False
     if admin_state(runtime, key, server) is not AdminState.READY or present_weight(runtime, key, server) == 0:
         return False
     if not pool.monitors:

@@ -73,7 +73,6 @@ def test_quickstart_loads_as_its_comment_says() -> None:
             "proxy-full.yaml",
             {
                 "services.web.proxy_protocol.send",
-                "pools.web.passive",
             },
         ),
         ("pair.yaml", {"services.web.forwarding"}),

@@ -88,11 +88,11 @@ def memory() -> Iterator[SharedMemory]:
     made.close()
 
 
-def write(memory: SharedMemory, slot: int, server: int, connections: int, active: int) -> None:
+def write(memory: SharedMemory, slot: int, server: int, connections: int, active: int, *, streak: int = 0) -> None:
     """Count as the worker of ``slot`` would."""
     row = abi.SHM.offset("worker") + slot * abi.WORKER_ROW.size + abi.WORKER_ROW.offset("server")
     at = row + server * abi.SERVER_ROW.size
-    memory._map[at : at + abi.SERVER_ROW.size] = abi.SERVER_ROW.pack(connections, 1, 2, 3, active, 0, 0, 0, 0)
+    memory._map[at : at + abi.SERVER_ROW.size] = abi.SERVER_ROW.pack(connections, 1, 2, 3, active, streak, 0, 0, 0)
 
 
 def test_totals_are_those_of_all_rows_ever_used(memory: SharedMemory) -> None:
@@ -103,6 +103,15 @@ def test_totals_are_those_of_all_rows_ever_used(memory: SharedMemory) -> None:
     assert memory.server(7).connections == 20
     assert memory.server(7).connect_failures == 2
     assert memory.server(8).connections == 0
+
+
+def test_failures_in_a_row_are_told_by_worker(memory: SharedMemory) -> None:
+    for slot, streak in ((0, 4), (2, 0), (5, 1)):
+        memory.use_row(slot)
+        write(memory, slot, 7, 10, 0, streak=streak)
+    assert memory.server(7).streaks == {0: 4, 5: 1}
+    memory.forget_server(7)
+    assert memory.server(7).streaks == {}
 
 
 def test_the_next_owner_of_an_id_starts_from_nothing_but_what_is_active(memory: SharedMemory) -> None:

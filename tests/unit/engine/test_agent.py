@@ -25,7 +25,7 @@ from fairlead.engine.store import Store
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound, Problem
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import ProbeResult, ProbeTarget
-from fairlead.model.pool import AdminState
+from fairlead.model.pool import AdminState, PassiveCheck
 from fairlead.model.state import FlowTreatment, ServiceMode
 from fairlead.policy.health import Transition
 from support.announcer import FakeAnnouncer
@@ -41,7 +41,8 @@ def _quiet() -> None:
 
 
 def site(*addresses: str, **changes: Any) -> Configuration:
-    return configuration(service(), pool(*(server(a) for a in addresses), monitors=(TCP_MONITOR,), **changes))
+    changes = {"monitors": (TCP_MONITOR,), **changes}
+    return configuration(service(), pool(*(server(a) for a in addresses), **changes))
 
 
 class Bench:
@@ -66,6 +67,7 @@ class Bench:
             wall_clock=loop.time,
             random=lambda: 0.0,
             on_transition=self.health_changed,
+            on_result=self.probed,
         )
         store = Store(self.path / "state.json", "boot")
         parts = Parts(self.plane, monitor, self.events, store, self.read, loop.time, loop.time, self.announcer)
@@ -74,11 +76,15 @@ class Bench:
     def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         self.agent.health_changed(target, pools, transition)
 
+    def probed(self, target: ProbeTarget, result: ProbeResult) -> None:
+        self.agent.probed(target, result)
+
     async def until_live(self, addresses: set[str]) -> float:
         """Virtual seconds until exactly these servers take new flows."""
         began = asyncio.get_running_loop().time()
-        while self.live() != addresses:  # noqa: ASYNC110 - in virtual time
-            await asyncio.sleep(0.01)
+        while self.live() != addresses:
+            await asyncio.sleep(0.01)  # of virtual time
+            assert asyncio.get_running_loop().time() < began + 600, f"never {addresses}, but {self.live()}"
         return asyncio.get_running_loop().time() - began
 
     async def probe(self, target: ProbeTarget) -> ProbeResult:
@@ -382,12 +388,89 @@ def test_a_server_that_returns_starts_slowly_also_across_reloads_and_restarts(tm
             bench.file = site(A, B, slow_start_s=20.0, drain_timeout_s=1.0)
             await agent.reload(dry_run=False)
             assert await share_after(0.1) in {20, 30, 40}
-        bench.agent = bench.build(bench.file)
+        bench.agent = bench.build(site(A, B, slow_start_s=20.0, drain_timeout_s=1.0))
         async with bench.running() as agent:
             assert await share_after(0.1) in {20, 30, 40}
             while await share_after(0.1) < 100:
                 continue
             assert 20.0 <= asyncio.get_running_loop().time() - began <= 22.2
         assert len(tables) <= 12
+
+    run_virtually(run())
+
+
+def failing(key: str, failures: int, connections: int = 0) -> Counters:
+    return Counters(servers={key: ServerCounters(connections=connections, streaks={0: failures})})
+
+
+def test_a_server_whose_traffic_fails_is_ejected_at_once_and_returns_by_a_passed_probe(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, passive=PassiveCheck(failures=5)))
+        async with bench.running() as agent:
+            bench.plane.totals = failing(f"web/{A}", 0)
+            await asyncio.sleep(2.5)
+            bench.plane.totals = failing(f"web/{A}", 5)
+            assert await bench.until_live({B}) <= 0.3
+            (view,) = [view for view in await agent.servers() if view.address == A]
+            assert (view.health, view.idle_reason, view.effective_weight, view.ejections_total) == (
+                "up",
+                "ejected",
+                0,
+                1,
+            )
+            assert view.ejected_until_at is not None
+            assert await bench.until_live({A, B}) <= TCP_MONITOR.timeout_s + TCP_MONITOR.interval_s + 0.1
+        told = [(event.kind, event.message) for event in bench.events.after(0, 100) if event.subject == f"web/{A}"]
+        assert told == [
+            ("server_ejected", "5 failures in a row, out for 30 s"),
+            ("server_returned", "is no longer ejected"),
+        ]
+
+    run_virtually(run())
+
+
+def test_f43_one_that_fails_again_sits_out_its_time_also_across_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        wanted = site(A, B, passive=PassiveCheck(failures=5))
+        bench = Bench(tmp_path, wanted)
+        async with bench.running():
+            bench.plane.totals = failing(f"web/{A}", 0)
+            await asyncio.sleep(2.5)
+            bench.plane.totals = failing(f"web/{A}", 5)
+            await bench.until_live({B})
+            await bench.until_live({A, B})
+            bench.plane.totals = failing(f"web/{A}", 9)
+            await asyncio.sleep(1.0)
+            assert bench.live() == {A, B}
+            bench.plane.totals = failing(f"web/{A}", 10)
+            await bench.until_live({B})
+            await asyncio.sleep(20.0)
+            assert bench.live() == {B}
+        bench.agent = bench.build(wanted)
+        async with bench.running():
+            assert bench.live() == {B}
+            assert 35.0 <= await bench.until_live({A, B}) <= 40.5
+
+    run_virtually(run())
+
+
+def test_looking_at_very_many_servers_is_done_less_often(tmp_path: Path) -> None:
+    async def run() -> None:
+        watched = Bench(tmp_path, site(A, passive=PassiveCheck())).agent._outliers
+        assert [watched.pace_s(1.0, took) for took in (0.0, 0.02, 9.0)] == [0.25, pytest.approx(0.4), 1.0]
+        assert Bench(tmp_path, site(A)).agent._outliers.pace_s(1.0, 0.0) == 1.0
+
+    run_virtually(run())
+
+
+def test_one_that_is_ejected_again_the_moment_it_returns_is_told_as_such(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, site(A, B, monitors=(), passive=PassiveCheck(failures=5, eject_s=2.0)))
+        async with bench.running():
+            for failures in range(0, 1500, 5):
+                bench.plane.totals = failing(f"web/{A}", failures)
+                await asyncio.sleep(0.01)
+        told = [event.kind for event in bench.events.after(0, 100) if event.subject == f"web/{A}"]
+        assert told == ["server_ejected", "server_returned", "server_ejected"]
 
     run_virtually(run())

@@ -12,7 +12,7 @@ import pytest
 from fairlead.engine.store import Loss, Store
 from fairlead.model.configuration import Configuration
 from fairlead.model.pool import AdminState
-from fairlead.policy.derive import Departure, Override, Runtime, targets
+from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
 
 BOOT = "0b2f"
@@ -33,6 +33,7 @@ def happened(known: Configuration) -> Runtime:
         departures={"web/old": Departure("web", server("[2001:db8::1]:80", name="old"), 99.5, 12.0)},
         resting=frozenset({"web/10.0.0.1:80"}),
         rising={"web/10.0.0.2:80": 81.25},
+        ejections={"web/10.0.0.2:80": Ejection(70.5, 100.5, 1, 160.5)},
     )
 
 

@@ -34,10 +34,18 @@ class Server(Part):
 class Passive(Part):
     """Real traffic that fails takes a server out for a time."""
 
-    failures: Annotated[int, integer(1, 1_000_000)] = key(5, "Failed connects and resets in a row that eject a server.")
+    failures: Annotated[int, integer(1, 1_000_000)] = key(5, "Failures in a row that eject a server.")
     interval: Annotated[float, duration(0.1, 3600)] = key(10.0, "Time in which they count.")
-    eject: Annotated[float, duration(0.1, 86400)] = key(30.0, "How long it is out the first time.")
-    max_ejected: Annotated[int, PERCENT] = key(50, "Share of the pool that may be out at a time.")
+    eject: Annotated[float, duration(0.1, 86400)] = key(
+        30.0,
+        "How long it is out the first time; the second time twice as long, and so on up to ten times. Only the first "
+        "time ends early, when a probe passes.",
+    )
+    max_ejected: Annotated[int, PERCENT] = key(
+        50,
+        "Share of the pool that may be out at a time, rounded down but at least one server; `0%`: none. Never so many "
+        "that less than the quorum is left.",
+    )
 
 
 class Agent(Part):

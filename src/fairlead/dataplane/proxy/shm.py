@@ -31,6 +31,7 @@ _HEAD = abi.Layout("head", magic="I", abi="I", size="Q")
 _NOTE = abi.Layout("note", value="Q")
 _PID = abi.Layout("pid", value="I")
 _COUNTS = abi.Layout("counts", values="4Q")
+_SERVER_COUNTS = abi.Layout("server_counts", values="4Q", active="I", consecutive_failures="I")
 _SERVICE_COUNTS = abi.Layout("service_counts", values="3Q", skip="8x", rejected=f"{abi.REASONS}Q")
 _WORKER_HEAD = abi.Layout(
     "worker_head",
@@ -144,15 +145,18 @@ class SharedMemory:
     def server(self, number: int) -> ServerCounters:
         """Totals of the server with id ``number`` over all rows."""
         connections = failures = bytes_in = bytes_out = 0
+        streaks: dict[int, int] = {}
         at = _ROW_SERVERS + abi.SERVER_ROW.size * number
         for slot in self._rows:
-            c, f, i, o = _COUNTS.unpack(self._map, _row(slot) + at)
+            c, f, i, o, _, streak = _SERVER_COUNTS.unpack(self._map, _row(slot) + at)
             connections += c
             failures += f
             bytes_in += i
             bytes_out += o
+            if streak:
+                streaks[slot] = streak
         (active,) = _ACTIVE.unpack(self._map, _SHARED_SERVERS + abi.SHARED_SERVER.size * number)
-        return ServerCounters(active, connections, failures, bytes_in, bytes_out)
+        return ServerCounters(active, connections, failures, bytes_in, bytes_out, streaks)
 
     def service(self, number: int) -> ServiceCounters:
         """Totals of the service with id ``number`` over all rows."""
@@ -169,7 +173,9 @@ class SharedMemory:
 
     def forget_server(self, number: int) -> None:
         """Zero the counts of an id that is given to another server; `active` figures belong to the workers."""
-        self._zero(_ROW_SERVERS + abi.SERVER_ROW.size * number, _COUNTS.size)
+        at = _ROW_SERVERS + abi.SERVER_ROW.size * number
+        self._zero(at, _COUNTS.size)
+        self._zero(at + abi.SERVER_ROW.offset("consecutive_failures"), 4)
 
     def forget_service(self, number: int) -> None:
         """Zero the counts of an id that is given to another service."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health with the whole daemon: real traffic that fails, servers that come up slowly, probes with a PROXY header."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.processes import Daemon, Nginx, free_port
+from support.traffic import Traffic
+from support.wait import until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+
+def configuration(port: int, pool: str, *servers: str, scheduler: str = "rr") -> str:
+    return (
+        f"services:\n  web: {{listen: '127.0.0.1:{port}', pool: web, scheduler: {scheduler}}}\n"
+        f"pools:\n  web:\n    servers: [{', '.join(servers)}]\n{pool}"
+    )
+
+
+def server(daemon: Daemon, address: str) -> dict[str, Any]:
+    """What the daemon says about the server at ``address``."""
+    (view,) = [view for view in daemon.show("servers") if view["address"] == address]
+    return dict(view)
+
+
+def test_a_server_that_refuses_connections_is_ejected_without_a_probe_and_without_harm(runtime: Path) -> None:
+    port, dead = free_port(), f"127.0.0.1:{free_port()}"
+    pool = "    health: none\n    passive: {failures: 3, eject: 2s}\n"
+    with Nginx(runtime, "a") as nginx, Daemon(runtime, configuration(port, pool, nginx.address, dead)) as daemon:
+        with Traffic("127.0.0.1", port) as traffic:
+            until(lambda: server(daemon, dead)["idle_reason"] == "ejected", 10, "the ejection")
+            until(lambda: server(daemon, dead)["ejections_total"] == 2, 20, "another one after its return")
+        assert traffic.failures() == []
+        assert server(daemon, dead)["health"] == "none"
+        kinds = [event["kind"] for event in daemon.show("events")]
+        assert kinds.count("server_ejected") == 2
+        assert kinds.count("server_returned") == 1
+        metrics = daemon.ask("GET", "/metrics")[1].decode()
+        assert f'fairlead_server_ejections_total{{pool="web",server="{dead}"}} 2.0' in metrics
+
+
+def test_a_server_that_returns_gets_its_connections_gradually(runtime: Path) -> None:
+    port = free_port()
+    pool = (
+        "    health: {type: http, interval: 100ms, timeout: 100ms, rise: 1, fall: 1, jitter: 0%}\n    slow_start: 5s\n"
+    )
+    with (
+        Nginx(runtime, "a") as a,
+        Nginx(runtime, "b") as b,
+        Daemon(runtime, configuration(port, pool, a.address, b.address, scheduler="wrr")) as daemon,
+    ):
+        b.kill()
+        until(lambda: server(daemon, b.address)["health"] == "down", 10, "the death")
+        b.start()
+        until(lambda: server(daemon, b.address)["share_reason"] == "slow_start", 10, "the return")
+        with Traffic("127.0.0.1", port) as traffic:
+            until(lambda: server(daemon, b.address)["share"] >= 30, 10, "the third step")
+            early = Counter(answer.server for answer in traffic.answers)
+            until(lambda: server(daemon, b.address)["share"] == 100, 10, "the end of it")
+            begun = len(traffic.answers)
+            until(lambda: len(traffic.answers) > begun + 100, 20, "traffic flows on")
+            late = Counter(answer.server for answer in traffic.answers[begun:])
+        assert traffic.failures() == []
+        assert 0 < early["b"] < early["a"] / 2
+        assert late["b"] > late["a"] * 0.8
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_nginx_takes_the_proxy_header_of_a_probe(runtime: Path, version: str) -> None:
+    port, proxied = free_port(), free_port()
+    extra = f"listen 127.0.0.1:{proxied} proxy_protocol;"
+    with Nginx(runtime, "a", extra=extra) as nginx:
+        probes = f"{{type: http, interval: 100ms, send_proxy: {version}, port: {proxied}}}"
+        with Daemon(runtime, configuration(port, f"    health: {probes}\n", nginx.address)) as daemon:
+            assert server(daemon, nginx.address)["health"] == "up"
+        bare = f"    health: {{type: http, interval: 100ms, port: {proxied}}}\n"
+        with Daemon(runtime, configuration(port, bare, nginx.address)) as daemon:
+            assert server(daemon, nginx.address)["health"] == "down"
+
+
+def test_dns_and_exec_probes_of_a_running_daemon(runtime: Path) -> None:
+    port = free_port()
+    with Nginx(runtime, "a") as nginx, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        program = runtime / "alive"
+        program.write_text('#!/bin/sh\necho "seen $FAIRLEAD_ADDRESS:$FAIRLEAD_PORT"; test -e "$1"\n')
+        program.chmod(0o700)
+        flag = runtime / "flag"
+        health = f"    health: {{type: exec, command: [{program}, {flag}], interval: 100ms, rise: 1, fall: 1}}\n"
+        text = configuration(port, health, nginx.address) + "health: {allow_exec: true}\n"
+        with Daemon(runtime, text) as daemon:
+            view = server(daemon, nginx.address)
+            assert (view["health"], view["down_reason"]) == ("down", "bad_status")
+            assert f"seen {nginx.address}" in view["detail"]
+            flag.touch()
+            until(lambda: server(daemon, nginx.address)["health"] == "up", 10, "the program is content")
+            question = f"{{type: dns, query: example.org, port: {silent.getsockname()[1]}, timeout: 100ms}}"
+            daemon.file.write_text(configuration(port, f"    health: {question}\n", nginx.address))
+            assert daemon.cli("reload").returncode == 0
+            until(lambda: server(daemon, nginx.address)["down_reason"] == "timeout", 10, "nobody answers")
