@@ -43,7 +43,8 @@ def test_there_are_files_to_judge() -> None:
 def test_every_source_names_its_licence() -> None:
     for path in tracked():
         if path.suffix in SOURCES:
-            licence = "GPL-2.0-only" if path.parent.name == "bpf" and path.suffix != ".py" else "Apache-2.0"
+            in_kernel = path.suffix != ".py" and (path.parent.name == "bpf" or path.name.endswith(".bpf.c"))
+            licence = "GPL-2.0-only" if in_kernel else "Apache-2.0"
             assert f"SPDX-License-Identifier: {licence}" in path.read_text().partition("\n")[0], path
 
 
