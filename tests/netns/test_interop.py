@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -22,8 +23,23 @@ V4 = (vip("10.9.0.100/24"),)
 V6 = (vip("fe80::100/64"), vip("fd00:9::100/64"))
 Router = Fairlead | Keepalived | Frr
 
+
+class Cell(NamedTuple):
+    """One row of the matrix."""
+
+    peer: str
+    version: int
+    family: int
+    way: str
+    preempt: bool
+
+    def __str__(self) -> str:
+        preempt = "preempt" if self.preempt else "nopreempt"
+        return f"{self.peer}-v{self.version}-ipv{self.family}-{self.way}-{preempt}"
+
+
 CELLS = [
-    (peer, version, family, way, preempt)
+    Cell(peer, version, family, way, preempt)
     for peer, (version, family), way, preempt in itertools.product(
         ("keepalived", "frr", "fairlead"), ((2, 4), (3, 4), (3, 6)), ("multicast", "unicast"), (True, False)
     )
@@ -40,19 +56,16 @@ def router(kind: str, node: Node, directory: Path, settings: VrrpInstance, famil
     return Fairlead(node, directory / node.name, vips, [settings])
 
 
-@pytest.mark.parametrize(("peer", "version", "family", "way", "preempt"), CELLS)
-def test_one_owner(
-    peer: str, version: int, family: int, way: str, preempt: bool, net: Lan, runtime: Path
-) -> None:
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_one_owner(cell: Cell, net: Lan, runtime: Path) -> None:
+    peer, version, family, way, preempt = cell
     one, two = net.add("one"), net.add("two")
     interval_s = 1.0 if version == 2 else 0.1
     settings = instance(version=version, interval_cs=round(interval_s * 100), preempt=preempt)
     addresses = (one.address, two.address) if family == 4 else (one.address6, two.address6)
     peers = [instance(peers=[address]).peers if way == "unicast" else () for address in addresses]
     theirs = router(peer, one, runtime, replace(settings, priority=100, peers=peers[1]), family)
-    ours = Fairlead(
-        two, runtime / "two", V4 if family == 4 else V6, [replace(settings, priority=200, peers=peers[0])]
-    )
+    ours = Fairlead(two, runtime / "two", V4 if family == 4 else V6, [replace(settings, priority=200, peers=peers[0])])
     address = str((V4 if family == 4 else V6)[0])
     takeover_s = 4 * interval_s + 3
 
@@ -93,4 +106,3 @@ def judge(capture: Capture, family: int, version: int) -> None:
     for frame in frames:
         assert frame[1:4] == ("255", str(version), "1"), frame
         assert frame[4] == ""
-

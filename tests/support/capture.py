@@ -12,11 +12,11 @@ from support.wait import until
 
 
 class Capture:
-    """Records what matches ``filter_`` on the bridge while its block runs."""
+    """Records what matches ``filter_`` on a bridge while its block runs."""
 
-    def __init__(self, lan: Lan, file: Path, filter_: str) -> None:
+    def __init__(self, lan: Lan, file: Path, filter_: str, bridge: str = "br0") -> None:
         self.file = file
-        self._command = ["ip", "netns", "exec", lan.name, "tcpdump", "-i", "br0", "-U", "--immediate-mode"]
+        self._command = ["ip", "netns", "exec", lan.name, "tcpdump", "-i", bridge, "-U", "--immediate-mode"]
         self._command += ["-w", str(file), "-Z", "root", filter_]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -64,6 +65,13 @@ class Node:
         """The MAC that this node believes ``address`` to have."""
         found = json.loads(self.ip("-j", "neighbour", "show", "to", address, "dev", interface) or "[]")
         return str(found[0]["lladdr"]) if found and "lladdr" in found[0] else None
+
+    def speak_to(self, address: str) -> None:
+        """Send it a datagram, so that this node must find out where it is."""
+        with self.inside():
+            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.sendto(b"?", (address, 9))
 
     def plug(self, *, connected: bool) -> None:
         """Pull the cable, or put it back."""

@@ -86,7 +86,9 @@ class Process:
 class Fairlead(Process):
     """``python -m fairlead.announce.vrrp`` with this test as its agent."""
 
-    def __init__(self, node: Node, directory: Path, vips: Sequence[Vip], instances: Sequence[VrrpInstance] = ()) -> None:
+    def __init__(
+        self, node: Node, directory: Path, vips: Sequence[Vip], instances: Sequence[VrrpInstance] = ()
+    ) -> None:
         super().__init__(node, directory)
         self.vips, self.instances = tuple(vips), tuple(instances)
         self.stances: dict[str, Stance] = {}
@@ -163,15 +165,15 @@ class Fairlead(Process):
 class Keepalived(Process):
     """keepalived with one instance."""
 
-    def __init__(
-        self, node: Node, directory: Path, vips: Sequence[Vip], router: VrrpInstance, more: str = ""
-    ) -> None:
+    def __init__(self, node: Node, directory: Path, vips: Sequence[Vip], router: VrrpInstance, more: str = "") -> None:
         super().__init__(node, directory)
         interval = f"{router.interval_cs / 100:g}"
         peers = "".join(f"    {peer}\n" for peer in router.peers)
         source = node.address if router.peers and router.peers[0].version == 4 else node.address6
         # Over IPv6 it sends unicast with hop limit 64 by default, which a router must not believe.
-        unicast = f"  unicast_ttl 255\n  unicast_src_ip {source}\n  unicast_peer {{\n{peers}  }}\n" if router.peers else ""
+        unicast = (
+            f"  unicast_ttl 255\n  unicast_src_ip {source}\n  unicast_peer {{\n{peers}  }}\n" if router.peers else ""
+        )
         addresses = "".join(f"    {each} dev {each.interface}\n" for each in vips)
         (self.directory / "keepalived.conf").write_text(
             f"global_defs {{\n  router_id {node.name}\n  vrrp_version {router.version}\n"
@@ -234,10 +236,8 @@ class Frr(Process):
         at.parent.chmod(0o711)
         common = ("-z", f"{at}/zapi", "--vty_socket", f"{at}", "--log", "stdout")
         self._zebra = self.launch("/usr/lib/frr/zebra", *common, "-f", f"{at}/zebra.conf", "-i", f"{at}/zebra.pid")
-        until(lambda: (at / "zapi").exists(), 10, "zebra serves")
-        self.process = self.launch(
-            "/usr/lib/frr/vrrpd", *common, "-f", f"{at}/vrrpd.conf", "-i", f"{at}/vrrpd.pid"
-        )
+        until((at / "zapi").exists, 10, "zebra serves")
+        self.process = self.launch("/usr/lib/frr/vrrpd", *common, "-f", f"{at}/vrrpd.conf", "-i", f"{at}/vrrpd.pid")
 
     def kill(self) -> None:
         """SIGKILL of both daemons; the interface goes down as vrrpd would have done in order."""

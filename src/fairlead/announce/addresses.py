@@ -262,6 +262,8 @@ class Addresses:
         patience_s = 2.5 * (ALARM_PROBE_S if it.alarm else PROBE_S)
         it.answers = {mac: at for mac, at in it.answers.items() if now - at < patience_s}
         self._judge(it, now)
+        if it.alarm:
+            self.announce(it.vip, now)
         it.probe_at = now + (ALARM_PROBE_S if it.alarm else PROBE_S)
         link = self._netlink.link(it.vip.interface)
         if link is not None and link.index in self._ports:
@@ -283,6 +285,7 @@ class Addresses:
             self.announce(it.vip, now)
         elif it.alarm and not alarm:
             self._event("vip_conflict_over", it, "one owner again", "info")
+            self.announce(it.vip, now)
         it.alarm = alarm
 
     def _event(self, kind: str, it: _Address, message: str, level: str) -> None:

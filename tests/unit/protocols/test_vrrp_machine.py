@@ -207,3 +207,42 @@ def test_a_reconfigured_router_keeps_its_state_and_timer() -> None:
     assert router.get_timer() == pytest.approx(1.0)
     router.handle_timer(1.0)
     assert router.get_timer() == pytest.approx(1.5)
+
+
+def test_f08_another_site_on_our_vrid_moves_nothing() -> None:
+    stranger = (IPv4Address("192.0.2.1"),)
+    router = active()
+    router.receive_advertisement(heard(255, addresses=stranger), OTHER, 0.5)
+    assert router.take_effects() == (AddressesDiffer(OTHER, stranger),)
+    assert router.state is VrrpState.ACTIVE
+    waiting = backup()
+    timer = waiting.get_timer()
+    waiting.receive_advertisement(heard(255, addresses=stranger), OTHER, 0.5)
+    assert waiting.get_timer() == timer
+
+
+def test_f08_while_files_differ_in_part_there_is_still_one_owner() -> None:
+    router = active()
+    router.receive_advertisement(heard(200, addresses=(VIP, IPv4Address("192.0.2.1"))), OTHER, 0.5)
+    assert router.state is VrrpState.BACKUP
+
+
+def test_f02_the_last_word_of_another_active_router_is_answered_with_announcements() -> None:
+    router = active()
+    router.receive_advertisement(heard(0), OTHER, 0.5)
+    effects = router.take_effects()
+    assert isinstance(effects[0], Send)
+    assert effects[0].advertisement.priority == 100
+    assert effects[1] == Announce()
+
+
+@pytest.mark.parametrize("priority", [50, 200])
+def test_f01_who_steps_back_after_a_stall_says_so(priority: int) -> None:
+    """Its host answered for the addresses all the time: the new owner must tell the neighbours once more."""
+    router = active()
+    router.receive_advertisement(heard(priority), OTHER, 10.0)
+    send, moved = router.take_effects()
+    assert isinstance(send, Send)
+    assert send.advertisement.priority == 0
+    assert isinstance(moved, Moved)
+    assert moved.new is VrrpState.BACKUP

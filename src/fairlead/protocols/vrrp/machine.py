@@ -13,8 +13,9 @@ so that a process that was stopped hears the others before it speaks.
 Beyond the RFC, each for a failure that others had:
 - After a stall of its own an Active router listens for one interval before it advertises again, and a Backup
   router never takes over because of its own stall (F01).
-- Every advertisement of another router heard while Active is answered by telling the neighbours anew who owns the
-  addresses, because a switch or a host may have believed the other (F02).
+- Every advertisement of another router heard while Active, also its last one, is answered by telling the neighbours
+  anew who owns the addresses, because a switch or a host may have believed the other (F02).
+- An advertisement of the same VRID for other addresses alone is another site's and changes nothing (F08).
 - Priority 1 is what a degraded node advertises: a node that is not degraded takes over from it even without
   ``preempt``, for that rule protects from needless moves, not from useful ones.
 """
@@ -208,10 +209,13 @@ class VirtualRouter:
         if advertisement.priority == OWNER_PRIORITY == self._priority:
             self._effects.append(Ignored(InvalidReason.OWNER, source))
             return
+        common = set(advertisement.addresses) & set(self._parameters.addresses)
+        if common != set(advertisement.addresses) | set(self._parameters.addresses):
+            self._effects.append(AddressesDiffer(source, advertisement.addresses))
+        if not common:
+            return  # another site's router on this VRID: who owns its addresses says nothing about ours (F08)
         if advertisement.checksum is not None:
             self._heard_form = advertisement.checksum
-        if set(advertisement.addresses) != set(self._parameters.addresses):
-            self._effects.append(AddressesDiffer(source, advertisement.addresses))
         if self._state is VrrpState.BACKUP:
             self._heard_as_backup(advertisement, now)
         else:
@@ -272,12 +276,19 @@ class VirtualRouter:
         if heard.priority == RELEASE_PRIORITY:
             if not self._listening:
                 self._advertise(now)
+                self._effects.append(Announce())
             return
         # RFC 9568 section 6.4.3: between equal priorities the greater primary address wins.
         better = (heard.priority, int(source)) > (self._priority, int(self._parameters.source))
-        took_over = self._listening and not self._parameters.preempt and heard.priority != DEGRADED_PRIORITY
+        took_over = self._listening and (
+            better or (not self._parameters.preempt and heard.priority != DEGRADED_PRIORITY)
+        )
         if better or took_over:
             self._active_interval_s = heard.interval_cs / 100
+            if took_over:
+                # While this process did not run its host went on answering for the addresses: whoever owns them now
+                # hears from this that the neighbours must be told once more.
+                self._send(RELEASE_PRIORITY)
             self._become_backup(now, Why.PREEMPTED if better else Why.STALLED)
             return
         # RFC 9568 section 6.4.3 (150): a worse router thinks it is Active. Tell it, and whoever believed it.
