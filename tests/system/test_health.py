@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import socketserver
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,48 @@ def server(daemon: Daemon, address: str) -> dict[str, Any]:
     """What the daemon says about the server at ``address``."""
     (view,) = [view for view in daemon.show("servers") if view["address"] == address]
     return dict(view)
+
+
+@contextlib.contextmanager
+def agent(words: list[str]) -> Iterator[int]:
+    """A program that answers every connection with the last of ``words``; its port."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(words[-1].encode() + b"\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Answer) as listener:
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield listener.server_address[1]
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
+def test_an_agent_says_how_much_its_server_wants(runtime: Path) -> None:
+    port, words = free_port(), ["up 50% maxconn:7"]
+    with agent(words) as asked, Nginx(runtime, "a") as a:
+        pool = f"    agent: {{port: {asked}, interval: 100ms}}\n    health: {{type: tcp, interval: 100ms}}\n"
+        heavy = f"{{address: '{a.address}', weight: 10}}"
+        with Daemon(runtime, configuration(port, pool, heavy, scheduler="wrr")) as daemon:
+
+            def seen() -> tuple[object, ...]:
+                view = server(daemon, a.address)
+                return view["effective_weight"], view["max_connections"], view["idle_reason"], view["agent"]
+
+            assert seen() == (5, 7, None, "50%, maxconn 7")
+            words.append("drain #backup runs")
+            until(lambda: seen() == (0, 7, "agent", "50%, maxconn 7, drain"), 10, "drain")
+            daemon.cli("maint", f"web/{a.address}")
+            words.append("up ready 100% maxconn:0")
+            assert server(daemon, a.address)["idle_reason"] == "maint"
+            daemon.cli("ready", f"web/{a.address}")
+            until(lambda: seen() == (10, 0, None, "ready"), 10, "all of it")
+            words.append("down #disk full")
+            until(lambda: seen() == (0, 0, "agent", "down (disk full)"), 10, "down")
+            assert "agent (down (disk full))" in daemon.cli("show", "servers").stdout
 
 
 def test_a_server_that_refuses_connections_is_ejected_without_a_probe_and_without_harm(runtime: Path) -> None:

@@ -157,7 +157,8 @@ def _why(server: View, now: float) -> str:
     if server["idle_reason"] and server["idle_reason"] != "down":
         deadline = server["ejected_until_at" if server["idle_reason"] == "ejected" else "drain_deadline_at"]
         left = f" ({duration(max(deadline - now, 0))} left)" if deadline is not None else ""
-        said.append(server["idle_reason"] + left)
+        agent = f" ({server['agent']})" if server["idle_reason"] == "agent" else ""
+        said.append(server["idle_reason"] + left + agent)
     if server["share_reason"] and not server["idle_reason"]:
         said.append(f"{server['share_reason']} ({server['share']}%)")
     if server["down_reason"]:

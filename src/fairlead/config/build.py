@@ -16,6 +16,7 @@ from fairlead.config.schema.health import Dns, Exec, Grpc, Http, Https, Monitor,
 from fairlead.model.configuration import ApiSettings, Configuration
 from fairlead.model.net import Prefix, Protocol
 from fairlead.model.pool import (
+    AgentQuestion,
     DnsExpectation,
     ExecCommand,
     GrpcExpectation,
@@ -117,6 +118,24 @@ def _pool(name: str, pool: pools.Pool) -> Pool:
         drain_timeout_s=pool.drain_timeout,
         quorum=pool.quorum,
         passive=_passive(pool.passive),
+        agent=_agent(pool.agent),
+    )
+
+
+def _agent(part: pools.Agent | None) -> HealthMonitor | None:
+    """Its verdict says only whether it answers: the first failure counts, so that it is told."""
+    if part is None:
+        return None
+    return HealthMonitor(
+        type=MonitorType.AGENT,
+        interval_s=part.interval,
+        down_interval_s=part.interval,
+        timeout_s=part.timeout,
+        rise=1,
+        fall=1,
+        port=part.port,
+        address=part.address,
+        agent=AgentQuestion(part.send or b""),
     )
 
 

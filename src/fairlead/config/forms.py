@@ -8,7 +8,7 @@ Refused with what is allowed; it never guesses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
@@ -96,9 +96,9 @@ def write_duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def choice(words: type[StrEnum]) -> Form:
-    """One word of an enum."""
-    known = {member.value: member for member in words}
+def choice(words: type[StrEnum], without: Collection[StrEnum] = ()) -> Form:
+    """One word of an enum, but none of ``without``."""
+    known = {member.value: member for member in words if member not in without}
     said = "`" + "`, `".join(known) + "`"
 
     def parse(value: object) -> StrEnum:

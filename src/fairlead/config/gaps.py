@@ -45,10 +45,7 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
         Gap(("proxy_protocol", "accept"), "the PROXY protocol"),
         Gap(("proxy_protocol", "send"), "the PROXY protocol", _PROXY_HEADERS),
     ),
-    "pools": (
-        Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),
-        Gap(("agent",), "the agent check"),
-    ),
+    "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }
 
 SECTION_GAPS: tuple[str, ...] = ("xdp", "bgp")

@@ -18,6 +18,7 @@ from fairlead import __version__
 from fairlead.announce.base import Announcer, Event
 from fairlead.config.load import Loaded
 from fairlead.dataplane.base import Counters, DataPlane, FlowFilter
+from fairlead.engine.advice import Advice
 from fairlead.engine.certificates import CertificateWatch
 from fairlead.engine.changes import at_next_start, server_changes, unknown
 from fairlead.engine.events import Events
@@ -31,7 +32,7 @@ from fairlead.engine.views import server_views, service_views
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
-from fairlead.model.pool import AdminState
+from fairlead.model.pool import AdminState, MonitorType
 from fairlead.model.state import DesiredState
 from fairlead.model.views import (
     ChangeResult,
@@ -83,6 +84,7 @@ class Agent:
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._outliers = Outliers(self._present, parts.events, parts.clock, self._decide_anew)
+        self._advice = Advice(self._present, parts.events, self._decide_anew)
         self._certificates = CertificateWatch(parts.events, parts.wall_clock)
         self._ownership = Ownership(
             parts.announcer,
@@ -186,16 +188,22 @@ class Agent:
     def probed(self, target: ProbeTarget, result: ProbeResult) -> None:
         """The monitor has a result, which need not change a verdict."""
         self._certificates.look(target, result)
+        if result.report is not None:
+            self._advice.hear(target, result.report)
         if result.passed:
             self._outliers.vouch(target)
 
     def health_changed(self, target: ProbeTarget, pools: frozenset[str], transition: Transition) -> None:
         """The monitor reached another verdict: tell it, decide anew, remember it."""
+        up = transition.verdict is Verdict.UP
+        kind = f"health_{transition.verdict}"
+        if target.monitor.type is MonitorType.AGENT:
+            kind = "agent_answers" if up else "agent_silent"
         self._parts.events.record(
-            f"health_{transition.verdict}",
+            kind,
             str(target.endpoint),
             f"{target.monitor.type} probe of {', '.join(sorted(pools))}: {transition.detail}",
-            level="info" if transition.verdict is Verdict.UP else "warning",
+            level="info" if up else "warning",
             reason=transition.reason,
         )
         self._decide_anew()

@@ -17,7 +17,7 @@ from typing import Any
 
 from fairlead.engine.files import replace_file
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, ProbeTarget, Verdict
+from fairlead.model.health import AgentAdvice, HealthState, ProbeTarget, Verdict
 from fairlead.model.net import Endpoint
 from fairlead.model.pool import AdminState, RealServer
 from fairlead.model.reasons import DownReason
@@ -60,6 +60,7 @@ class Store:
             "departures": {key: _departure(departure) for key, departure in runtime.departures.items()},
             "resting": sorted(runtime.resting),
             "rising": dict(runtime.rising),
+            "advice": {_target_id(target): asdict(said) for target, said in runtime.advice.items()},
             "ejections": {key: asdict(ejection) for key, ejection in runtime.ejections.items()},
         }
         replace_file(self._path, json.dumps(content, separators=(",", ":")).encode())
@@ -83,9 +84,10 @@ class Store:
         overrides = {key: _read_override(raw) for key, raw in content["overrides"].items()}
         if content["boot_id"] != self._boot_id:
             return Runtime(overrides=overrides)
+        known = targets(configuration, Runtime())
         health = {
             target: _read_health(raw)
-            for target in targets(configuration, Runtime())
+            for target in known
             if (raw := content["health"].get(_target_id(target))) is not None
         }
         return Runtime(
@@ -96,6 +98,11 @@ class Store:
             # Younger than the format: a file without them is an older one.
             resting=frozenset(map(str, content.get("resting", ()))),
             rising={key: float(moment) for key, moment in content.get("rising", {}).items()},
+            advice={
+                target: _read_advice(raw)
+                for target in known
+                if (raw := content.get("advice", {}).get(_target_id(target))) is not None
+            },
             ejections={key: _read_ejection(raw) for key, raw in content.get("ejections", {}).items()},
         )
 
@@ -141,6 +148,16 @@ def _read_override(raw: Mapping[str, Any]) -> Override:
         weight=None if raw["weight"] is None else int(raw["weight"]),
         base_state=AdminState(raw["base_state"]),
         base_weight=int(raw["base_weight"]),
+    )
+
+
+def _read_advice(raw: Mapping[str, Any]) -> AgentAdvice:
+    return AgentAdvice(
+        share=int(raw["share"]),
+        admin=AdminState(raw["admin"]),
+        up=bool(raw["up"]),
+        max_connections=int(raw["max_connections"]),
+        reason=str(raw["reason"]),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fairlead.dataplane.base import Counters, ServerCounters, ServiceCounters
+from fairlead.engine.advice import describe
 from fairlead.model.configuration import Configuration
 from fairlead.model.service import Engine, VirtualService
 from fairlead.model.views import ServerView, ServiceView
@@ -48,6 +49,7 @@ def server_view(
         share_reason=None if status.share_reason is None else status.share_reason.value,
         ejected_until_at=None if status.ejected_until is None else to_wall(status.ejected_until),
         ejections_total=ejections,
+        agent=None if status.advice is None else describe(status.advice),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead.model.net import Endpoint
-from fairlead.model.pool import HealthMonitor
+from fairlead.model.pool import AdminState, HealthMonitor
 from fairlead.model.reasons import DownReason
 
 
@@ -20,6 +20,39 @@ class ProbeTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentReport:
+    """One answer of the agent on a server; None: it did not mention this.
+
+    Attributes:
+        share: Per cent of its weight, 0 to 100.
+        admin: In which state it wants to be.
+        up: False: it says that it is down.
+        max_connections: How many it takes at most.
+        reason: Its own words about that, for people.
+    """
+
+    share: int | None = None
+    admin: AdminState | None = None
+    up: bool | None = None
+    max_connections: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAdvice:
+    """What all answers of an agent add up to; what it never mentioned is as if there were none.
+
+    ``max_connections`` 0 is no limit.
+    """
+
+    share: int = 100
+    admin: AdminState = AdminState.READY
+    up: bool = True
+    max_connections: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeResult:
     """How one probe ended.
 
@@ -29,6 +62,7 @@ class ProbeResult:
         detail: One line for people.
         duration_s: Seconds it took.
         certificate_until: End of the server's certificate, in seconds since the Unix epoch; None: not seen.
+        report: What the agent on the server said; None: none was asked, or it did not answer.
     """
 
     passed: bool
@@ -36,6 +70,7 @@ class ProbeResult:
     detail: str
     duration_s: float
     certificate_until: float | None = None
+    report: AgentReport | None = None
 
 
 class Verdict(StrEnum):

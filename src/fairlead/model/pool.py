@@ -30,6 +30,7 @@ class MonitorType(StrEnum):
     DNS = "dns"
     ICMP = "icmp"
     EXEC = "exec"
+    AGENT = "agent"  # asks how much the server wants; says nothing about its health
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,13 @@ class ExecCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentQuestion:
+    """What is sent to the agent on a server before its answer is read; empty: nothing."""
+
+    send: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class HealthMonitor:
     """Specification of the probes of a pool. Durations are in seconds.
 
@@ -132,6 +140,7 @@ class HealthMonitor:
     dns: DnsExpectation | None = None
     grpc: GrpcExpectation | None = None
     exec: ExecCommand | None = None
+    agent: AgentQuestion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,7 @@ class Pool:
     """The real servers behind services, and how they are checked.
 
     ``monitors`` empty means ``health: none``: servers count as up. With several, all must pass. ``passive`` None: off.
+    ``agent`` asks a program on each server how much it wants; its type is AGENT.
     """
 
     name: str
@@ -177,11 +187,17 @@ class Pool:
     drain_timeout_s: float = 300.0
     quorum: int = 1
     passive: PassiveCheck | None = None
+    agent: HealthMonitor | None = None
+
+    @property
+    def probes(self) -> tuple[HealthMonitor, ...]:
+        """All that is asked of its servers."""
+        return self.monitors if self.agent is None else (*self.monitors, self.agent)
 
     @property
     def has_shares(self) -> bool:
         """Whether its servers may have less than their whole weight."""
-        return self.slow_start_s > 0
+        return self.slow_start_s > 0 or self.agent is not None
 
 
 def server_key(pool: str, server: str) -> str:

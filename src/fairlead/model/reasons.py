@@ -53,6 +53,7 @@ class IdleReason(StrEnum):
     DRAIN = "drain"
     MAINT = "maint"
     WEIGHT_ZERO = "weight_zero"
+    AGENT = "agent"  # the agent on it wants none: drain, maint, down or 0%
     EJECTED = "ejected"  # its real traffic failed (passive checking)
     BACKUP = "backup"  # a backup server while a primary is up
     REMOVED = "removed"  # no longer configured; its flows may still end
@@ -62,3 +63,4 @@ class ShareReason(StrEnum):
     """Why a server that takes new flows takes fewer than its weight says."""
 
     SLOW_START = "slow_start"
+    AGENT = "agent"  # the agent on it says so

@@ -36,7 +36,8 @@ class ServerView:
     share: int = 100  # per cent of its weight that it has for now
     share_reason: str | None = None  # ShareReason
     ejected_until_at: float | None = None  # passive checking took it out until then
-    ejections_total: int = 0  # since the agent began
+    ejections_total: int = 0  # since the daemon's agent began
+    agent: str | None = None  # what the agent on the server says; None: nobody asks it
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import Verdict
+from fairlead.model.health import AgentAdvice, Verdict
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.pool import AdminState
 from fairlead.model.reasons import DownReason, IdleReason, ShareReason
@@ -36,6 +36,7 @@ from fairlead.policy.runtime import (
     Override,
     Runtime,
     adopt,
+    heard,
     keyed_servers,
     noted,
     set_admin,
@@ -55,6 +56,7 @@ __all__ = [
     "ServiceStatus",
     "adopt",
     "desired",
+    "heard",
     "noted",
     "set_admin",
     "set_weight",
@@ -74,7 +76,9 @@ class ServerStatus:
         share: Per cent of its weight that it has for now; below 100 exactly when ``share_reason`` says why.
         health: None when it is not checked (no monitor, maintenance, or removed).
         drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
+        max_connections: What it takes at most, by the operator or its agent; 0: no limit.
         ejected_until: Monotonic moment at which passive checking lets it return, or None.
+        advice: What the agent on it says; None: nobody asks it.
     """
 
     key: str
@@ -94,6 +98,7 @@ class ServerStatus:
     share: int = FULL
     share_reason: ShareReason | None = None
     ejected_until: float | None = None
+    advice: AgentAdvice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +222,11 @@ def _server_status(member: Member, *, busy: bool) -> ServerStatus:
         down_reason=health.reason if health else None,
         detail=health.detail if health else unchecked,
         drain_deadline=member.drain_deadline,
-        max_connections=member.server.max_connections,
+        max_connections=member.max_connections,
         share=member.share,
         share_reason=member.share_reason,
         ejected_until=member.ejected_until,
+        advice=member.advice,
     )
 
 

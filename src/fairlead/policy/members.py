@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, Verdict
+from fairlead.model.health import AgentAdvice, HealthState, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer
 from fairlead.model.reasons import IdleReason, ShareReason
 from fairlead.model.service import WhenAllDown
@@ -24,10 +24,12 @@ from fairlead.policy.runtime import (
     Departure,
     Runtime,
     admin_state,
+    advised,
     drains,
     ejected_until,
     present_weight,
     successor,
+    willing,
 )
 
 
@@ -42,6 +44,7 @@ class Member:
         share: Per cent of its weight that it has for now.
         share_reason: Why that is less than 100, or None.
         ejected_until: Monotonic moment at which it returns that passive checking took out, or None.
+        advice: What the agent on it says; None: nobody asks it.
         unit: What a data plane's weights count in: 1, or 100 where shares may come up.
     """
 
@@ -59,6 +62,7 @@ class Member:
     share_reason: ShareReason | None = None
     unit: int = 1
     ejected_until: float | None = None
+    advice: AgentAdvice | None = None
 
     @property
     def scaled_weight(self) -> int:
@@ -72,13 +76,25 @@ class Member:
 
     @property
     def eligible(self) -> bool:
-        """Whether the operator lets it take new flows."""
-        return not self.departed and self.admin is AdminState.READY and self.weight > 0
+        """Whether the operator lets it take new flows, and so does its agent."""
+        wanted = not self.departed and self.admin is AdminState.READY and self.weight > 0
+        return wanted and willing(self.advice)
 
     @property
     def up(self) -> bool:
+        """Whether its probes let it take new flows, and its agent does not say that it is down."""
+        return self.probed_up and (self.advice is None or self.advice.up)
+
+    @property
+    def probed_up(self) -> bool:
         """Whether its probes let it take new flows."""
         return self.health is None or self.health.verdict is Verdict.UP
+
+    @property
+    def max_connections(self) -> int:
+        """The lower one of the operator's limit and its agent's; 0: none."""
+        limits = [self.server.max_connections, 0 if self.advice is None else self.advice.max_connections]
+        return min((limit for limit in limits if limit), default=0)
 
     @property
     def is_missing(self) -> bool:
@@ -88,7 +104,7 @@ class Member:
     @property
     def spec(self) -> ServerSpec:
         """What the data plane is told."""
-        return ServerSpec(self.key, self.server.endpoint, self.scaled_weight, self.server.max_connections, self.flows)
+        return ServerSpec(self.key, self.server.endpoint, self.scaled_weight, self.max_connections, self.flows)
 
     def idle_reason(self, *, busy: bool) -> IdleReason | None:
         """Why it takes no new flows; None when it does (``busy``)."""
@@ -100,8 +116,10 @@ class Member:
             return IdleReason.MAINT if self.admin is AdminState.MAINT else IdleReason.DRAIN
         if self.weight == 0:
             return IdleReason.WEIGHT_ZERO
-        if not self.up:
+        if not self.probed_up:
             return IdleReason.DOWN
+        if not (self.up and self.eligible):
+            return IdleReason.AGENT
         return IdleReason.BACKUP if self.ejected_until is None else IdleReason.EJECTED
 
 
@@ -135,20 +153,26 @@ def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealSer
     if drains(admin, weight):
         deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
         flows = _until(deadline, now)
-    share, why = _share(runtime, now, key, pool)
+    advice = advised(runtime, pool, server)
+    share, why = _share(runtime, now, key, pool, advice)
     unit = FULL if pool.has_shares else 1
     out = ejected_until(runtime, key, now)
     return Member(
         key, pool.name, server, admin, weight, health, flows, deadline,
-        share=share, share_reason=why, unit=unit, ejected_until=out,
+        share=share, share_reason=why, unit=unit, ejected_until=out, advice=advice,
     )  # fmt: skip
 
 
-def _share(runtime: Runtime, now: float, key: str, pool: Pool) -> tuple[int, ShareReason | None]:
-    """Per cent of its weight, and why it is not all."""
+def _share(
+    runtime: Runtime, now: float, key: str, pool: Pool, advice: AgentAdvice | None
+) -> tuple[int, ShareReason | None]:
+    """Per cent of its weight, at least 1, and why it is not all."""
     since = runtime.rising.get(key)
-    share = FULL if since is None else rising.share(since, pool.slow_start_s, now)
-    return share, ShareReason.SLOW_START if share < FULL else None
+    grown = FULL if since is None else rising.share(since, pool.slow_start_s, now)
+    wanted = FULL if advice is None else advice.share
+    if grown < FULL:
+        return max(1, grown * wanted // FULL), ShareReason.SLOW_START
+    return max(1, wanted), ShareReason.AGENT if wanted < FULL else None
 
 
 def departed(configuration: Configuration, runtime: Runtime, now: float, key: str, departure: Departure) -> Member:

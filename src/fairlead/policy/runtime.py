@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from fairlead.errors import ContractViolation, NotFound
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, ProbeTarget, Verdict
+from fairlead.model.health import AgentAdvice, AgentReport, HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer, server_key
 from fairlead.model.state import ServerSpec
 from fairlead.policy.health import combine, target_key
@@ -22,6 +22,7 @@ from fairlead.policy.rising import note
 
 FORGET_AFTER_S = 5.0  # after its deadline a departed server stays this long, so that its flows are reset, not orphaned
 UNKNOWN_DRAIN_TIMEOUT_S = 300.0  # of a pool that is gone, with the file that knew its own
+NO_ADVICE = AgentAdvice()
 IDLE_AFTER_S = 5.0  # "no flows" is believed only this long after a departure: until then a table may still name it
 
 
@@ -71,6 +72,7 @@ class Runtime:
         drain_since: When it began to drain.
         resting: Servers with slow start that were last seen unable to take new flows.
         rising: When it came up again; only while its slow start lasts.
+        advice: What the agents on servers say.
     """
 
     health: Mapping[ProbeTarget, HealthState] = field(default_factory=dict)
@@ -80,12 +82,38 @@ class Runtime:
     resting: frozenset[str] = frozenset()
     rising: Mapping[str, float] = field(default_factory=dict)
     ejections: Mapping[str, Ejection] = field(default_factory=dict)
+    advice: Mapping[ProbeTarget, AgentAdvice] = field(default_factory=dict)
 
 
 def ejected_until(runtime: Runtime, key: str, now: float) -> float | None:
     """When a server returns that is ejected now; None: it is not."""
     ejection = runtime.ejections.get(key)
     return ejection.until if ejection is not None and now < ejection.until else None
+
+
+def advised(runtime: Runtime, pool: Pool, server: RealServer) -> AgentAdvice | None:
+    """What the agent on a server says; None: nobody asks it."""
+    if pool.agent is None:
+        return None
+    return runtime.advice.get(target_key(server, pool.agent), NO_ADVICE)
+
+
+def heard(runtime: Runtime, target: ProbeTarget, report: AgentReport) -> Runtime:
+    """An agent answered; what it did not mention stays as it said before."""
+    before = runtime.advice.get(target, NO_ADVICE)
+    after = AgentAdvice(
+        before.share if report.share is None else report.share,
+        before.admin if report.admin is None else report.admin,
+        before.up if report.up is None else report.up,
+        before.max_connections if report.max_connections is None else report.max_connections,
+        report.reason,
+    )
+    return runtime if after == before else replace(runtime, advice={**runtime.advice, target: after})
+
+
+def willing(advice: AgentAdvice | None) -> bool:
+    """Whether the agent on a server lets it take new flows; a server that is down by its own word is not ``up``."""
+    return advice is None or (advice.admin is AdminState.READY and advice.share > 0)
 
 
 def admin_state(runtime: Runtime, key: str, server: RealServer) -> AdminState:
@@ -129,7 +157,7 @@ def targets(configuration: Configuration, runtime: Runtime) -> Mapping[ProbeTarg
     found: dict[ProbeTarget, set[str]] = {}
     for key, pool, server in keyed_servers(configuration):
         if admin_state(runtime, key, server) is not AdminState.MAINT:
-            for monitor in pool.monitors:
+            for monitor in pool.probes:
                 found.setdefault(target_key(server, monitor), set()).add(pool.name)
     return {target: frozenset(pools) for target, pools in found.items()}
 
@@ -238,13 +266,15 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
         if drains(admin_state(runtime, key, server), present_weight(runtime, key, server))
     }
     probed = targets(configuration, runtime)
+    advice = {target: said for target, said in runtime.advice.items() if target in probed}
     health = {target: state for target, state in runtime.health.items() if target in probed}
     ejections = {
         key: ejection
         for key, pool, _ in (keyed_servers(configuration) if runtime.ejections else ())
         if pool.passive and (ejection := runtime.ejections.get(key)) and now < ejection.forget_at
     }
-    return noted(configuration, replace(runtime, drain_since=drain_since, health=health, ejections=ejections), now)
+    runtime = replace(runtime, drain_since=drain_since, health=health, ejections=ejections, advice=advice)
+    return noted(configuration, runtime, now)
 
 
 def _able(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> bool | None:
@@ -252,6 +282,9 @@ def _able(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer
     if ejected_until(runtime, key, now) is not None:
         return False
     if admin_state(runtime, key, server) is not AdminState.READY or present_weight(runtime, key, server) == 0:
+        return False
+    advice = advised(runtime, pool, server)
+    if advice is not None and not (advice.up and willing(advice)):
         return False
     if not pool.monitors:
         return True

@@ -10,6 +10,7 @@ import errno
 import os
 from dataclasses import dataclass
 
+from fairlead.model.health import AgentReport
 from fairlead.model.reasons import DownReason
 
 SHOWN_CHARACTERS = 80
@@ -22,10 +23,12 @@ class Passed:
     Attributes:
         detail: One clean line for people.
         certificate_until: End of the server's certificate, in seconds since the Unix epoch, or None.
+        report: What the agent on the server said, or None.
     """
 
     detail: str
     certificate_until: float | None = None
+    report: AgentReport | None = None
 
 
 class ProbeFailed(Exception):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from fairlead.model.health import ProbeResult, ProbeTarget
 from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
+from fairlead.probes.agent import agent
 from fairlead.probes.deadline import Deadline
 from fairlead.probes.dns import dns
 from fairlead.probes.exec import execute
@@ -39,6 +40,7 @@ ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
         MonitorType.ICMP: icmp,
         MonitorType.GRPC: grpc,
         MonitorType.EXEC: execute,
+        MonitorType.AGENT: agent,
     }
 )
 
@@ -59,7 +61,7 @@ async def probe(target: ProbeTarget) -> ProbeResult:
     finally:
         deadline.close()
     told = found if isinstance(found, Passed) else Passed(found)
-    return ProbeResult(reason is None, reason, told.detail, loop.time() - started, told.certificate_until)
+    return ProbeResult(reason is None, reason, told.detail, loop.time() - started, told.certificate_until, told.report)
 
 
 def _attempt(target: ProbeTarget) -> Attempt:

@@ -189,7 +189,6 @@ pools:
   p:
     servers: [192.0.2.1:80]
     health: [icmp, {type: tcp, through: §service}]
-    agent: §{port: 9000}
 §xdp: {mode: native}
 §bgp: {x: y}
 api: {listen: §127.0.0.1:9000, token_file: §/etc/token}

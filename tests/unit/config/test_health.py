@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.config.schema.health import MONITORS, Rcode, Record
 from fairlead.model.pool import (
+    AgentQuestion,
     DnsExpectation,
     ExecCommand,
     GrpcExpectation,
@@ -117,3 +118,11 @@ def test_authorities_without_verification_are_odd() -> None:
     (found,) = loaded(clean).warnings
     assert (found.line, found.column) == places[0]
     assert "no effect without `verify: true`" in found.message
+
+
+def test_an_agent_is_a_monitor_beside_health() -> None:
+    text = "pools: {p: {servers: [192.0.2.1:80], agent: {port: 9999, interval: 5s, send: 'hex:610a'}}}" + SERVICE
+    found = configuration(text).pools["p"]
+    assert found.agent == HealthMonitor(MonitorType.AGENT, 5.0, 5.0, 1.0, 1, 1, port=9999, agent=AgentQuestion(b"a\n"))
+    assert [it.type for it in found.probes] == [MonitorType.TCP, MonitorType.AGENT]
+    assert_problem("pools: {p: {servers: [192.0.2.1:80], health: §agent}}" + SERVICE, "pools.p.health", "not one of")

@@ -11,7 +11,8 @@ import pytest
 
 from fairlead.engine.store import Loss, Store
 from fairlead.model.configuration import Configuration
-from fairlead.model.pool import AdminState
+from fairlead.model.health import AgentAdvice
+from fairlead.model.pool import AdminState, HealthMonitor, MonitorType
 from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
 
@@ -20,12 +21,15 @@ BOOT = "0b2f"
 
 @pytest.fixture
 def known() -> Configuration:
-    return configuration(service(), pool(server("10.0.0.1:80"), server("10.0.0.2:80"), monitors=(TCP_MONITOR,)))
+    agent = HealthMonitor(MonitorType.AGENT, port=9000)
+    servers = (server("10.0.0.1:80"), server("10.0.0.2:80"))
+    return configuration(service(), pool(*servers, monitors=(TCP_MONITOR,), agent=agent))
 
 
 @pytest.fixture
 def happened(known: Configuration) -> Runtime:
-    first, second = targets(known, Runtime())
+    asked = [target for target in targets(known, Runtime()) if target.monitor.type is MonitorType.AGENT]
+    first, second = (target for target in targets(known, Runtime()) if target.monitor.type is not MonitorType.AGENT)
     return Runtime(
         health={first: UP, second: DOWN},
         overrides={"web/10.0.0.1:80": Override(AdminState.DRAIN, 7, AdminState.READY, 1)},
@@ -33,6 +37,7 @@ def happened(known: Configuration) -> Runtime:
         departures={"web/old": Departure("web", server("[2001:db8::1]:80", name="old"), 99.5, 12.0)},
         resting=frozenset({"web/10.0.0.1:80"}),
         rising={"web/10.0.0.2:80": 81.25},
+        advice={asked[0]: AgentAdvice(50, AdminState.DRAIN, False, 30, "full")},
         ejections={"web/10.0.0.2:80": Ejection(70.5, 100.5, 1, 160.5)},
     )
 

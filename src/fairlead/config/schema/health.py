@@ -79,7 +79,7 @@ _TIMES = integer(1, 100)
 class _Monitor(Part):
     """Keys of every type."""
 
-    type: Annotated[MonitorType, choice(MonitorType)] = required("What a probe does.")
+    type: Annotated[MonitorType, choice(MonitorType, without=(MonitorType.AGENT,))] = required("What a probe does.")
     interval: Annotated[float, _INTERVAL] = key(2.0, "From the start of one probe to the start of the next.")
     down_interval: Annotated[float | None, _INTERVAL] = key(
         None, "The same while the server is down.", shown="as `interval`"

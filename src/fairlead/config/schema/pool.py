@@ -5,10 +5,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fairlead.config.forms import BOOLEAN, ENDPOINT, NAME_FORM, PERCENT, choice, duration, integer, nullable
+from fairlead.config.forms import (
+    ADDRESS,
+    BOOLEAN,
+    BYTES,
+    ENDPOINT,
+    NAME_FORM,
+    PERCENT,
+    choice,
+    duration,
+    integer,
+    nullable,
+)
 from fairlead.config.schema.base import Builds, Part, key, limited, required, unless_word
 from fairlead.config.schema.health import Health, Tcp
-from fairlead.model.net import Endpoint
+from fairlead.model.net import Endpoint, IPAddress
 from fairlead.model.pool import AdminState, RealServer
 
 MAX_WEIGHT = 256
@@ -49,9 +60,17 @@ class Passive(Part):
 
 
 class Agent(Part):
-    """A program on the server reports weight and state, in the words of HAProxy's agent-check."""
+    """A program on each server says how much the server wants, in the words of HAProxy's `agent-check`.
+
+    Its answer is a line: `75%` of the weight, `maxconn:30`, `ready`, `drain`, `maint`, `up`, `down #reason`, or several
+    of them. It can only take away from what the operator allows, and never ends a connection.
+    """
 
     port: Annotated[int, integer(1, 65535)] = required("Port of the agent.")
+    address: Annotated[IPAddress | None, nullable(ADDRESS)] = key(None, "Ask this address instead of the server's.")
+    send: Annotated[bytes | None, nullable(BYTES)] = key(
+        None, "What to send before the answer is read.", shown="nothing"
+    )
     interval: Annotated[float, duration(0.01, 3600)] = key(2.0, "From one question to the next.")
     timeout: Annotated[float, duration(0.001, 600)] = key(1.0, "For one answer.")
 
@@ -102,7 +121,7 @@ class Pool(Part):
         None, "Real traffic that fails takes a server out for a time.", shown="off"
     )
     agent: Annotated[Agent | None, unless_word("off")] = key(
-        None, "A program on each server that reports its weight and state.", shown="off"
+        None, "A program on each server that says how much the server wants.", shown="off"
     )
     slow_start: Annotated[float, duration(0, 86400)] = key(
         0.0, "A server that comes up reaches its full weight over this time."
