@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define FL_ABI_VERSION 2u
+#define FL_ABI_VERSION 3u
 #define FL_NAME_MAX 64u /* a service name, 63 bytes and NUL */
 #define FL_KEY_MAX 192u /* POOL/SERVER and NUL; a server's name may be [V6]:PORT */
 #define FL_MAX_WORKERS 32u
@@ -127,7 +127,9 @@ struct fl_range {
 	uint8_t low[16], high[16]; /* inclusive, v4-mapped; sorted, disjoint */
 };
 
-#define FL_SERVICE_ACL 1u /* flags: only `ranges` may connect (none at all when ranges == 0) */
+/* flags of a service */
+#define FL_SERVICE_ACL 1u	   /* only `ranges` may connect (none at all when ranges == 0) */
+#define FL_SERVICE_ACCEPT_PROXY 2u /* clients begin with a PROXY header (UDP: each datagram) */
 
 struct fl_service {
 	struct fl_header header;
@@ -144,7 +146,8 @@ struct fl_service {
 	uint32_t retries; /* further tries after the first */
 	uint32_t persist_ms; /* 0: off */
 	uint8_t persist_v4, persist_v6; /* prefix lengths */
-	uint16_t reserved;
+	uint8_t send_proxy;		/* version of the PROXY header that servers get, 0: none; UDP: 0 or 2 */
+	uint8_t reserved;
 	uint32_t max_connections;
 	uint32_t connections_per_source;
 	uint32_t new_per_source; /* per second, burst of the same size */

@@ -13,6 +13,7 @@
 #include "connect.h"
 #include "descriptors.h"
 #include "flow.h"
+#include "greeting.h"
 #include "relay.h"
 
 #define BURST_MAX 64u
@@ -28,6 +29,7 @@ bool set_nonblocking(int fd)
 static void begin(struct listener *listener, int fd, const struct sockaddr_storage *peer)
 {
 	struct service *service = listener->service;
+	bool greets = service->spec.flags & FL_SERVICE_ACCEPT_PROXY;
 	struct fl_address client, vip = listener->address;
 	struct flow *flow;
 	enum reason why;
@@ -37,7 +39,8 @@ static void begin(struct listener *listener, int fd, const struct sockaddr_stora
 		close_with_reset(fd); /* gone already */
 		return;
 	}
-	why = admit(service, &client, &source);
+	source = 0;
+	why = greets ? admit_somebody(service) : admit(service, &client, &source);
 	if (why != REASON_NONE) {
 		reject(service, why);
 		close_with_reset(fd);
@@ -52,10 +55,12 @@ static void begin(struct listener *listener, int fd, const struct sockaddr_stora
 	}
 	flow->source = source;
 	descriptors_took(1);
-	if (watch(fd, flow, TAG_CLIENT, FLOW_EVENTS))
-		connect_next(flow);
-	else
+	if (!watch(fd, flow, TAG_CLIENT, FLOW_EVENTS))
 		flow_end(flow, NO_MEMORY, true);
+	else if (greets)
+		greeting_await(flow);
+	else
+		connect_next(flow);
 }
 
 /* One client; false when there was none. */

@@ -11,7 +11,11 @@
  */
 enum reason admit(struct service *service, const struct fl_address *client, uint32_t *source);
 
-/* Gives back what admit reserved for a flow that never came to be. */
+/* The same in two steps, where the client is known only after it has spoken. The first reserves a place. */
+enum reason admit_somebody(struct service *service);
+enum reason admit_client(struct service *service, const struct fl_address *client, uint32_t *source);
+
+/* Gives back what admit, or admit_somebody, reserved for a flow that never came to be. */
 void admit_undo(struct service *service, uint32_t source);
 
 #endif

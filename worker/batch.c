@@ -112,6 +112,8 @@ unsigned batch_receive(int fd, const struct fl_address *address, struct datagram
 			continue;
 		else
 			datagram->local.port = bound.port;
+		datagram->client = datagram->peer;
+		datagram->vip = datagram->local;
 		n++;
 	}
 	return n;

@@ -10,9 +10,11 @@
 #include "abi.h"
 
 struct datagram {
-	struct fl_address peer;	 /* who sent it */
-	struct fl_address local; /* to which address and port it was sent */
-	uint32_t scope;		 /* interface of a link-local peer */
+	struct fl_address peer;	       /* who sent it */
+	struct fl_address local;       /* to which address and port it was sent */
+	struct fl_address client, vip; /* the same, or what a PROXY header tells */
+	uint8_t proxied;	       /* enum proxy_kind */
+	uint32_t scope;		       /* interface of a link-local peer */
 	const uint8_t *data;
 	size_t length;
 };

@@ -125,6 +125,7 @@ void connect_done(struct flow *flow)
 	__atomic_store_n(&flow->server->row->consecutive_failures, 0, __ATOMIC_RELAXED);
 	free(flow->tried);
 	flow->tried = NULL;
+	flow->introducing = flow->service->spec.send_proxy != 0;
 	flow->phase = PHASE_OPEN;
 	flow->active_ms = worker.now_ms;
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "address.h"
@@ -14,6 +15,7 @@
 #include "connect.h"
 #include "descriptors.h"
 #include "peers.h"
+#include "proxy.h"
 #include "schedule.h"
 #include "source.h"
 
@@ -102,7 +104,7 @@ static struct flow *begin(struct listener *listener, const struct datagram *data
 {
 	struct service *service = listener->service;
 	uint32_t source, idle = service->spec.idle_ms;
-	enum reason why = admit(service, &datagram->peer, &source);
+	enum reason why = admit(service, &datagram->client, &source);
 	struct flow *flow;
 
 	if (why != REASON_NONE) {
@@ -111,7 +113,7 @@ static struct flow *begin(struct listener *listener, const struct datagram *data
 	}
 	if (peers_full() || !descriptors_left())
 		peers_evict(NULL);
-	flow = descriptors_left() ? flow_new(service, -1, &datagram->peer, &datagram->local) : NULL;
+	flow = descriptors_left() ? flow_new(service, -1, &datagram->client, &datagram->vip) : NULL;
 	if (flow == NULL) {
 		reject(service, descriptors_left() ? NO_MEMORY : NO_DESCRIPTORS);
 		admit_undo(service, source);
@@ -119,8 +121,12 @@ static struct flow *begin(struct listener *listener, const struct datagram *data
 	}
 	flow->source = source;
 	flow->phase = PHASE_DATAGRAM;
-	flow->datagram = (struct datagram_flow){
-		.listener = listener, .peer = datagram->peer, .scope = datagram->scope, .hash = hash};
+	flow->proxied = datagram->proxied;
+	flow->datagram = (struct datagram_flow){.listener = listener,
+						.peer = datagram->peer,
+						.local = datagram->local,
+						.scope = datagram->scope,
+						.hash = hash};
 	peers_add(flow);
 	why = place(flow);
 	if (why != REASON_NONE) {
@@ -148,10 +154,23 @@ static void account(struct flow *flow, unsigned from, size_t n)
 	count(from == CLIENT ? &flow->server->row->bytes_in : &flow->server->row->bytes_out, n);
 }
 
+/* With a PROXY header in front where the service wants that: in every datagram, for any of them may be lost. */
+static ssize_t transmit_introduced(const struct flow *flow, const uint8_t *data, size_t length)
+{
+	uint8_t head[PROXY_WRITTEN_MAX];
+	struct iovec parts[2] = {{head, 0}, {(void *)(uintptr_t)data, length}};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+
+	parts[0].iov_len = proxy_write(head, 2, true, flow->proxied, &flow->client, &flow->vip, NULL, 0);
+	return sendmsg(flow->side[SERVER].fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* 0, or the errno value of an ICMP error that told about an earlier datagram. */
 static int transmit(struct flow *flow, const uint8_t *data, size_t length)
 {
-	ssize_t n = send(flow->side[SERVER].fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+	ssize_t n = unlikely(flow->service->spec.send_proxy)
+			    ? transmit_introduced(flow, data, length)
+			    : send(flow->side[SERVER].fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 	if (n >= 0 || errno == EAGAIN || errno == ENOBUFS || errno == EMSGSIZE || errno == EINTR)
 		return 0; /* sent, or lost as on any link */
@@ -196,24 +215,50 @@ static void pass(struct flow *flow, const struct datagram *datagram)
 	peers_touch(flow);
 }
 
+/* Takes the PROXY header off and notes what it says; false: there is none. */
+static bool take_header(struct datagram *datagram)
+{
+	struct proxy_header header;
+
+	if (proxy_parse(datagram->data, datagram->length, true, &header) != PROXY_COMPLETE)
+		return false;
+	datagram->data += header.length;
+	datagram->length -= header.length;
+	datagram->proxied = (uint8_t)header.kind;
+	if (header.kind == PROXY_ADDRESSES) {
+		datagram->client = header.source;
+		datagram->vip = header.destination;
+	}
+	return true;
+}
+
+static void receive(struct listener *listener, struct datagram *datagram)
+{
+	struct flow *flow;
+	uint32_t hash;
+
+	if (unlikely(listener->service->spec.flags & FL_SERVICE_ACCEPT_PROXY) && !take_header(datagram)) {
+		reject(listener->service, PROXY_MALFORMED);
+		return;
+	}
+	flow = peers_find(datagram, &hash);
+	if (flow && must_leave(flow)) {
+		flow_end(flow, REASON_NONE, false);
+		flow = NULL;
+	}
+	if (flow == NULL)
+		flow = begin(listener, datagram, hash);
+	if (flow)
+		pass(flow, datagram);
+}
+
 void datagram_receive(struct listener *listener)
 {
 	struct datagram *datagram;
 	unsigned n = batch_receive(listener->fd, listener->exact ? &listener->address : NULL, &datagram);
 
-	for (; n > 0; n--, datagram++) {
-		uint32_t hash;
-		struct flow *flow = peers_find(&datagram->peer, &datagram->local, datagram->scope, &hash);
-
-		if (flow && must_leave(flow)) {
-			flow_end(flow, REASON_NONE, false);
-			flow = NULL;
-		}
-		if (flow == NULL)
-			flow = begin(listener, datagram, hash);
-		if (flow)
-			pass(flow, datagram);
-	}
+	for (; n > 0; n--, datagram++)
+		receive(listener, datagram);
 }
 
 static void note_answer(struct flow *flow)
@@ -236,7 +281,7 @@ void datagram_answered(struct flow *flow)
 
 	if (flow->phase != PHASE_DATAGRAM)
 		return;
-	from = flow->datagram.listener->exact ? NULL : &flow->vip;
+	from = flow->datagram.listener->exact ? NULL : &flow->datagram.local;
 	n = batch_pass(flow->side[SERVER].fd, flow->datagram.listener->fd, &flow->datagram.peer, flow->datagram.scope,
 		       from, &bytes);
 	if (n > 0) {

@@ -88,6 +88,7 @@ static const struct entry entries[] = {
 	FIELD(fl_service, persist_ms),
 	FIELD(fl_service, persist_v4),
 	FIELD(fl_service, persist_v6),
+	FIELD(fl_service, send_proxy),
 	FIELD(fl_service, reserved),
 	FIELD(fl_service, max_connections),
 	FIELD(fl_service, connections_per_source),
@@ -195,6 +196,7 @@ static const struct {
 	{"FL_SERVER_RESET", FL_SERVER_RESET},
 	{"FL_SERVER_UNPIN", FL_SERVER_UNPIN},
 	{"FL_SERVICE_ACL", FL_SERVICE_ACL},
+	{"FL_SERVICE_ACCEPT_PROXY", FL_SERVICE_ACCEPT_PROXY},
 	{"FL_SOURCES", FL_SOURCES},
 	{"FL_SHM_MAGIC", FL_SHM_MAGIC},
 };

@@ -147,6 +147,8 @@ void flow_end(struct flow *flow, enum reason reason, bool reset)
 	timer_stop(&flow->timer);
 	free(flow->tried);
 	flow->tried = NULL;
+	pending_free(flow->tlvs);
+	flow->tlvs = NULL;
 	if (flow->datagram.listener)
 		peers_remove(flow);
 	link_remove(&flow->ready);

@@ -20,6 +20,7 @@ enum { CLIENT, SERVER }; /* also: bytes[CLIENT] came from the client */
 
 enum phase {
 	PHASE_FREE,
+	PHASE_GREETING, /* the client has still to send its PROXY header */
 	PHASE_CONNECTING,
 	PHASE_WAITING,	/* all servers were tried; a pause before the next round */
 	PHASE_OPEN,
@@ -58,7 +59,8 @@ struct tried {
 struct datagram_flow {
 	struct listener *listener; /* NULL: not a datagram flow */
 	struct flow *next;	   /* with the same hash */
-	struct fl_address peer;	   /* where answers go */
+	struct fl_address peer;	   /* where answers go: the client itself, or the proxy that tells of it */
+	struct fl_address local;   /* where they come from */
 	uint32_t scope;		   /* interface of a link-local peer */
 	uint32_t hash;
 	bool answered;		   /* by the present server */
@@ -74,6 +76,7 @@ struct flow {
 	struct timer timer;
 	struct datagram_flow datagram;
 	struct tried *tried;
+	struct pending *tlvs; /* of the client's PROXY header, for the server's */
 	uint64_t bytes[2];
 	uint64_t born_ms;
 	uint64_t active_ms; /* the last byte; for a connecting flow the start of the present try */
@@ -82,6 +85,8 @@ struct flow {
 	uint32_t source; /* row in the source table + 1, 0: none */
 	uint32_t tries;
 	uint8_t phase;
+	uint8_t proxied;   /* enum proxy_kind: what the client's PROXY header said, and ours will say */
+	bool introducing;  /* the server has still to get its PROXY header */
 	bool half_closed;
 	uint8_t resetting; /* the side that will get the RST */
 };

@@ -23,25 +23,36 @@ void peers_init(void)
 		key[0] = worker.now_ms;
 }
 
-static uint32_t hash_of(const struct fl_address *peer, const struct fl_address *vip)
+static uint8_t *put(uint8_t *to, const struct fl_address *address)
 {
-	uint8_t message[36];
+	memcpy(to, address->ip, 16);
+	memcpy(to + 16, &address->port, 2);
+	return to + 18;
+}
 
-	memcpy(message, peer->ip, 16);
-	memcpy(message + 16, vip->ip, 16);
-	memcpy(message + 32, &peer->port, 2);
-	memcpy(message + 34, &vip->port, 2);
+static uint32_t hash_of(const struct datagram *datagram)
+{
+	uint8_t message[54];
+
+	put(put(put(message, &datagram->peer), &datagram->local), &datagram->client);
 	return (uint32_t)siphash13(key, message, sizeof(message));
 }
 
-struct flow *peers_find(const struct fl_address *peer, const struct fl_address *vip, uint32_t scope, uint32_t *hash)
+static bool belongs(const struct datagram *datagram, const struct flow *flow)
+{
+	return flow->datagram.scope == datagram->scope && flow->proxied == datagram->proxied &&
+	       address_equal(&flow->datagram.peer, &datagram->peer) &&
+	       address_equal(&flow->datagram.local, &datagram->local) &&
+	       address_equal(&flow->client, &datagram->client) && address_equal(&flow->vip, &datagram->vip);
+}
+
+struct flow *peers_find(const struct datagram *datagram, uint32_t *hash)
 {
 	struct flow *flow;
 
-	*hash = hash_of(peer, vip);
+	*hash = hash_of(datagram);
 	for (flow = heads[*hash % HEADS]; flow; flow = flow->datagram.next)
-		if (flow->datagram.hash == *hash && flow->datagram.scope == scope &&
-		    address_equal(&flow->datagram.peer, peer) && address_equal(&flow->vip, vip))
+		if (flow->datagram.hash == *hash && belongs(datagram, flow))
 			break;
 	return flow;
 }

@@ -7,12 +7,13 @@
 #ifndef FAIRLEAD_PEERS_H
 #define FAIRLEAD_PEERS_H
 
+#include "batch.h"
 #include "flow.h"
 
 void peers_init(void);
 
-/* The flow of a client of a VIP, NULL: none. *hash is to be given to peers_add. */
-struct flow *peers_find(const struct fl_address *peer, const struct fl_address *vip, uint32_t scope, uint32_t *hash);
+/* The flow that this datagram belongs to, NULL: none. *hash is to be given to peers_add. */
+struct flow *peers_find(const struct datagram *datagram, uint32_t *hash);
 
 /* flow->datagram is filled in. */
 void peers_add(struct flow *flow);

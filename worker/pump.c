@@ -13,14 +13,17 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <string.h>
 #include <sys/socket.h>
+
+#include "proxy.h"
 
 #define SCRATCH 262144u /* bulk through loopback costs a quarter less processor time than with 64 kB */
 #define FRUGAL 16384u	/* read at once while slow readers hold more than KEPT_PLENTY */
 #define KEPT_PLENTY (16u << 20)
 #define SHARE SCRATCH /* bytes a flow may move in one direction before the others have their turn */
 
-static uint8_t scratch[SCRATCH];
+static uint8_t scratch[PROXY_WRITTEN_MAX + SCRATCH];
 
 void pump_break(struct side *side)
 {
@@ -81,12 +84,37 @@ static void account(struct flow *flow, unsigned from, uint64_t n)
 	count(from == CLIENT ? &server->bytes_in : &server->bytes_out, n);
 }
 
+/* Writes bytes that stand in front of the scratch buffer, and keeps what does not go out. False: the flow is dead. */
+static bool write_out(struct flow *flow, unsigned from, const uint8_t *data, size_t length, int flags)
+{
+	size_t sent = put(flow, &flow->side[!from], data, length, flags);
+
+	if (sent == length || (flow->side[from].pending = pending_new(data + sent, length - sent)))
+		return true;
+	flow_end(flow, NO_MEMORY, true);
+	return false;
+}
+
+/* Puts the server's PROXY header to the beginning of the scratch buffer; its length. */
+static size_t introduce(struct flow *flow)
+{
+	const struct pending *tlvs = flow->tlvs;
+	size_t length = proxy_write(scratch, flow->service->spec.send_proxy == 1 ? 1 : 2, false, flow->proxied,
+				    &flow->client, &flow->vip, tlvs ? tlvs->data : NULL, tlvs ? tlvs->length : 0);
+
+	flow->introducing = false;
+	pending_free(flow->tlvs);
+	flow->tlvs = NULL;
+	return length;
+}
+
 /* One read and one write. Returns the bytes moved. */
 static size_t transfer(struct flow *flow, unsigned from)
 {
-	struct side *in = &flow->side[from], *out = &flow->side[!from];
-	size_t room = likely(pending_total() < KEPT_PLENTY) ? SCRATCH : FRUGAL, got, sent;
-	ssize_t n = recv(in->fd, scratch, room, 0);
+	struct side *in = &flow->side[from];
+	size_t room = likely(pending_total() < KEPT_PLENTY) ? SCRATCH : FRUGAL, got, head = 0;
+	uint8_t *data = scratch + PROXY_WRITTEN_MAX;
+	ssize_t n = recv(in->fd, data, room, 0);
 
 	if (n < 0) {
 		if (errno == EAGAIN)
@@ -106,14 +134,16 @@ static size_t transfer(struct flow *flow, unsigned from)
 			in->end = END_FIN;
 	}
 	account(flow, from, got);
+	if (unlikely(flow->introducing) && from == CLIENT) { /* the header travels with the first bytes */
+		head = introduce(flow);
+		memmove(data - head, scratch, head);
+	}
 	/* With the end known, the FIN that follows travels in the same segment. */
-	sent = put(flow, out, scratch, got, in->end == END_FIN ? MSG_MORE : 0);
-	if (sent < got && (in->pending = pending_new(scratch + sent, got - sent)) == NULL)
-		flow_end(flow, NO_MEMORY, true);
+	write_out(flow, from, data - head, head + got, in->end == END_FIN ? MSG_MORE : 0);
 	return got;
 }
 
-bool pump(struct flow *flow, unsigned from)
+static bool move(struct flow *flow, unsigned from)
 {
 	struct side *in = &flow->side[from], *out = &flow->side[!from];
 
@@ -127,4 +157,15 @@ bool pump(struct flow *flow, unsigned from)
 			return false;
 	}
 	return in->end == END_NONE && (in->flags & READABLE);
+}
+
+bool pump(struct flow *flow, unsigned from)
+{
+	bool more = move(flow, from);
+
+	/* A client that waits for the server to speak first: the header goes alone. */
+	if (unlikely(flow->introducing) && from == CLIENT && flow->phase == PHASE_OPEN &&
+	    !write_out(flow, CLIENT, scratch, introduce(flow), 0))
+		return false;
+	return more;
 }

@@ -12,6 +12,7 @@
 
 #include "connect.h"
 #include "datagram.h"
+#include "greeting.h"
 #include "pump.h"
 
 #define RESET_POLL_MS 20u
@@ -162,6 +163,8 @@ void relay_event(struct flow *flow, unsigned side, uint32_t events)
 	note(&flow->side[side], events);
 	if (likely(flow->phase == PHASE_OPEN))
 		relay(flow);
+	else if (flow->phase == PHASE_GREETING)
+		greeting_event(flow, events);
 	else if (flow->phase != PHASE_RESETTING)
 		connecting_event(flow, side, events);
 	else if (side == flow->resetting && (events & EPOLLERR))
@@ -210,6 +213,9 @@ void relay_timer(struct timer *timer)
 		break;
 	case PHASE_OPEN:
 		open_timer(flow);
+		break;
+	case PHASE_GREETING:
+		greeting_timer(flow);
 		break;
 	case PHASE_DATAGRAM:
 		datagram_timer(flow);

@@ -106,6 +106,8 @@ static struct verdict service_check(const struct fl_service *message, size_t len
 		return REFUSE(EBUSY, "a listener of the other protocol belongs to this service");
 	if (message->scheduler > FL_RANDOM || message->mode > FL_DROP || message->forwarding != 0)
 		return REFUSE(EINVAL, "unknown scheduler, mode or forwarding");
+	if (message->send_proxy > 2 || (message->send_proxy == 1 && message->protocol == IPPROTO_UDP))
+		return REFUSE(EINVAL, "no such version of the PROXY protocol");
 	if (message->ranges > FL_MAX_RANGES || length != sizeof(*message) + message->ranges * sizeof(struct fl_range))
 		return REFUSE(EINVAL, "length does not match the number of ranges");
 	if (message->persist_v4 > 32 || message->persist_v6 > 128)

@@ -16,7 +16,7 @@ from fairlead.config.schema.pool import Pool
 from fairlead.config.schema.service import PROXY_ONLY, UDP_NOT, Service
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.net import Endpoint, IPAddress, Listen, Protocol
-from fairlead.model.service import Engine, Forwarding, Scheduler
+from fairlead.model.service import Engine, Forwarding, ProxyHeader, Scheduler
 from fairlead.model.vip import STATIC
 
 MAX_SERVICES = 16383  # ids of a worker
@@ -84,6 +84,8 @@ class _Checks:
                 (*loc, "engine"), f"`{service.engine}` cannot carry `forwarding: {service.forwarding}`; use {can}"
             )
         if proxy:
+            if service.protocol is Protocol.UDP and service.proxy_protocol.send is ProxyHeader.V1:
+                self._error((*loc, "proxy_protocol", "send"), "`v1` knows only TCP; use `v2`")
             self._without_effect(loc, service, UDP_NOT if service.protocol is Protocol.UDP else (), "protocol: udp")
             ports = sum(listen.last - listen.first + 1 for listen in service.listen)
             if ports > MAX_PROXY_PORTS:

@@ -13,7 +13,7 @@ from fairlead.config.findings import Findings
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Through
 from fairlead.config.tree import Loc, Tree
-from fairlead.model.service import Engine, Forwarding, ProxyHeader
+from fairlead.model.service import Engine, Forwarding
 
 
 class Gap(NamedTuple):
@@ -31,8 +31,6 @@ class Gap(NamedTuple):
         return value in self.values if self.values else bool(value)
 
 
-_PROXY_HEADERS = (ProxyHeader.V1, ProxyHeader.V2)
-
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     "services": (
         Gap(
@@ -42,8 +40,6 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
         ),
         Gap(("engine",), "forwarding in the kernel", (Engine.XDP, Engine.LVS)),
         Gap(("transparent",), "transparent mode"),
-        Gap(("proxy_protocol", "accept"), "the PROXY protocol"),
-        Gap(("proxy_protocol", "send"), "the PROXY protocol", _PROXY_HEADERS),
     ),
     "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }

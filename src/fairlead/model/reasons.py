@@ -26,6 +26,8 @@ class RejectReason(IntEnum):
     SERVER_RESET = 11  # drain deadline, maint or removal closed the flow
     SOURCE_TABLE_FULL = 12  # no room to track another source: the per-source limits fail open
     FLOW_EVICTED = 13  # the oldest UDP flow gave way to a new one, because the table was full
+    PROXY_MALFORMED = 14  # the client's PROXY header is none, or breaks the protocol
+    PROXY_TIMEOUT = 15  # no whole PROXY header within 3 s
 
 
 class DownReason(StrEnum):

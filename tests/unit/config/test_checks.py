@@ -76,6 +76,14 @@ def test_tcp_and_udp_share_a_port() -> None:
     assert (services["a"].idle_timeout_s, services["b"].idle_timeout_s) == (350, 60)
 
 
+def test_version_1_of_the_proxy_protocol_is_not_for_udp() -> None:
+    assert_problem(
+        "services: {a: {listen: 192.0.2.9:53, protocol: udp, pool: p, proxy_protocol: {send: §v1}}}" + POOL,
+        "services.a.proxy_protocol.send",
+        "use `v2`",
+    )
+
+
 def test_keys_that_udp_does_not_know() -> None:
     text = "services: {a: {listen: 192.0.2.9:53, protocol: udp, pool: p, connect_timeout: 1s}}" + POOL
     assert [it.message for it in loaded(text).warnings] == ["has no effect with `protocol: udp`"]
@@ -184,7 +192,6 @@ services:
     listen: 192.0.2.9:80
     pool: p
     transparent: §true
-    proxy_protocol: {accept: §true, send: §v1}
 pools:
   p:
     servers: [192.0.2.1:80]

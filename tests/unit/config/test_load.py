@@ -13,7 +13,7 @@ import pytest
 from fairlead.config import Source, load
 from fairlead.config.forms import parse_listen
 from fairlead.errors import ConfigError
-from fairlead.model.net import Endpoint, Listen
+from fairlead.model.net import Endpoint, Listen, Protocol
 from fairlead.model.pool import (
     AdminState,
     HealthMonitor,
@@ -22,7 +22,16 @@ from fairlead.model.pool import (
     RealServer,
     TlsSettings,
 )
-from fairlead.model.service import Engine, Forwarding, Limits, Persistence, Scheduler, VirtualService, WhenAllDown
+from fairlead.model.service import (
+    Engine,
+    Forwarding,
+    Limits,
+    Persistence,
+    ProxyHeader,
+    Scheduler,
+    VirtualService,
+    WhenAllDown,
+)
 from support.configs import POOL, SERVICE, configuration, loaded, problems
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -66,15 +75,15 @@ def test_quickstart_loads_as_its_comment_says() -> None:
     )
 
 
+def test_proxy_full_loads_without_a_warning() -> None:
+    read = configuration(example("proxy-full.yaml").decode())
+    assert read.services["web"].send_proxy is ProxyHeader.V2
+    assert read.services["dns"].protocol is Protocol.UDP
+
+
 @pytest.mark.parametrize(
     ("name", "paths"),
     [
-        (
-            "proxy-full.yaml",
-            {
-                "services.web.proxy_protocol.send",
-            },
-        ),
         ("pair.yaml", {"services.web.forwarding"}),
         (
             "gateway-nat.yaml",

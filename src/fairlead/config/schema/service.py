@@ -29,8 +29,14 @@ _DAYS_30 = 30 * 86400.0
 class ProxyProtocol(Part):
     """PROXY protocol headers, towards clients and towards servers."""
 
-    accept: Annotated[bool, BOOLEAN] = key(False, "Clients send a header; connections without one are refused.")
-    send: Annotated[ProxyHeader, choice(ProxyHeader)] = key(ProxyHeader.NONE, "Version of the header sent to servers.")
+    accept: Annotated[bool, BOOLEAN] = key(
+        False,
+        "Clients send a header of either version within 3 s; what comes without one is refused. Its addresses are "
+        "believed: let nobody but proxies reach the port. With UDP every datagram has one (version 2).",
+    )
+    send: Annotated[ProxyHeader, choice(ProxyHeader)] = key(
+        ProxyHeader.NONE, "Version of the header sent to servers; with UDP `v2`, in every datagram."
+    )
 
 
 class Limits(Part):

@@ -12,7 +12,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 NAME_MAX = 64
 KEY_MAX = 192
 MAX_WORKERS = 32
@@ -28,6 +28,7 @@ SHM_MAGIC = 0x464C5348
 SERVER_RESET = 1
 SERVER_UNPIN = 2
 SERVICE_ACL = 1
+SERVICE_ACCEPT_PROXY = 2
 
 MAX_PACKET = 512 * 1024  # more than the largest message: a service with MAX_RANGES, a table with MAX_MEMBERS
 
@@ -160,7 +161,8 @@ SERVICE = Layout(
     persist_ms="I",
     persist_v4="B",
     persist_v6="B",
-    reserved="H",
+    send_proxy="B",
+    reserved="B",
     max_connections="I",
     connections_per_source="I",
     new_per_source="I",

@@ -31,6 +31,7 @@ _SCHEDULERS = (
     Scheduler.SH,
     Scheduler.RANDOM,
 )
+_HEADERS = (ProxyHeader.NONE, ProxyHeader.V1, ProxyHeader.V2)
 _TREATMENTS = {
     FlowTreatment.KEEP: 0,
     FlowTreatment.RESET: abi.SERVER_RESET,
@@ -172,8 +173,6 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         raise DataPlaneError(f"service {spec.name}: the proxy data plane cannot do forwarding {spec.forwarding}")
     if spec.transparent:
         raise DataPlaneError(f"service {spec.name}: transparent is not supported yet by the proxy data plane")
-    if spec.accept_proxy or spec.send_proxy is not ProxyHeader.NONE:
-        raise DataPlaneError(f"service {spec.name}: proxy_protocol is not supported yet by the proxy data plane")
     ranges = spec.allowed or ()
     if len(ranges) > abi.MAX_RANGES:
         raise DataPlaneError(
@@ -190,7 +189,7 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         spec.mode,
         _PROTOCOL_NUMBERS[spec.protocol],
         0,
-        0 if spec.allowed is None else abi.SERVICE_ACL,
+        (0 if spec.allowed is None else abi.SERVICE_ACL) | (abi.SERVICE_ACCEPT_PROXY if spec.accept_proxy else 0),
         spec.idle_timeout_ms,
         spec.connect_timeout_ms,
         spec.half_close_timeout_ms,
@@ -198,6 +197,7 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         persist_ms,
         persistence.prefix_v4,
         persistence.prefix_v6,
+        _HEADERS.index(spec.send_proxy),
         0,
         spec.max_connections,
         spec.connections_per_source,
@@ -228,6 +228,7 @@ def decode_service(record: bytes) -> ServiceHeld:
         persist_ms,
         persist_v4,
         persist_v6,
+        send_proxy,
         _,
         max_connections,
         connections_per_source,
@@ -258,6 +259,8 @@ def decode_service(record: bytes) -> ServiceHeld:
         connections_per_source=connections_per_source,
         new_per_source=new_per_source,
         allowed=allowed,
+        accept_proxy=bool(flags & abi.SERVICE_ACCEPT_PROXY),
+        send_proxy=_HEADERS[send_proxy],
     )
     return ServiceHeld(number, table, spec)
 
