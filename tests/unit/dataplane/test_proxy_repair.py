@@ -199,7 +199,6 @@ async def test_a_table_that_cannot_be_filled_is_a_refusal_of_its_op(runtime: Pat
     ("change", "words"),
     [
         ({"transparent": True}, "transparent"),
-        ({"accept_proxy": True}, "proxy_protocol"),
         ({"name": "n" * 64}, "at most 63"),
     ],
 )

@@ -26,7 +26,7 @@ from support.peers import Datagrams, Server, read_all, read_exactly, was_reset
 from support.wait import until
 from support.worker import Worker
 
-ACCEPT = {"flags": 2}
+ACCEPT: Any = {"flags": 2}
 FAR = (endpoint("198.51.100.7:4321"), endpoint("203.0.113.9:443"))
 FAR_6 = (endpoint("[2001:db8::7]:4321"), endpoint("[2001:db8::9]:443"))
 
@@ -237,7 +237,7 @@ def test_every_datagram_has_a_header(worker: Worker, servers: list[Datagrams]) -
 def test_datagrams_of_many_clients_through_one_proxy(worker: Worker, servers: list[Datagrams]) -> None:
     where = worker.simple(servers, send_proxy=2, **ACCEPT)
     with Datagrams() as proxy:
-        homes = {}
+        homes: dict[int, tuple[str, int]] = {}
         for number in (1, 2, 1, 2):
             source = endpoint(f"198.51.100.{number}:53")
             proxy.send(version_2(source, FAR[1], datagram=True) + b"q%d" % number, where)
