@@ -7,6 +7,7 @@ import contextlib
 import socket
 import socketserver
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from support.processes import Daemon, Nginx, free_port
-from support.traffic import Traffic
+from support.traffic import Traffic, ask
 from support.wait import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
@@ -151,3 +152,71 @@ def test_dns_and_exec_probes_of_a_running_daemon(runtime: Path) -> None:
             daemon.file.write_text(configuration(port, f"    health: {question}\n", nginx.address))
             assert daemon.cli("reload").returncode == 0
             until(lambda: server(daemon, nginx.address)["down_reason"] == "timeout", 10, "nobody answers")
+
+
+def flag_health(runtime: Path, *flags: Path, interval: str = "100ms") -> str:
+    """Probes that pass while the flag of the server's port exists, whatever the server itself does."""
+    program = runtime / "flagged"
+    program.write_text(f'#!/bin/sh\ntest -e "{runtime}/$FAIRLEAD_PORT"\n')
+    program.chmod(0o700)
+    for flag in flags:
+        flag.touch()
+    return f"    health: {{type: exec, command: [{program}], interval: {interval}, rise: 2, fall: 2}}\n"
+
+
+def test_f40_what_all_servers_down_means_is_each_services_own_choice(runtime: Path) -> None:
+    closed, opened = free_port(), free_port()
+    with Nginx(runtime, "a") as nginx:
+        flag = runtime / str(nginx.port)
+        text = (
+            f"services:\n  closed: {{listen: '127.0.0.1:{closed}', pool: web}}\n"
+            f"  open: {{listen: '127.0.0.1:{opened}', pool: web, when_all_down: use_all}}\n"
+            f"pools:\n  web:\n    servers: [{nginx.address}]\n{flag_health(runtime, flag)}"
+            "health: {allow_exec: true}\n"
+        )
+
+        def states() -> set[tuple[object, object]]:
+            return {(view["name"], view["state"]) for view in daemon.show("services")}
+
+        with Daemon(runtime, text) as daemon, Traffic("127.0.0.1", opened) as traffic:
+            with socket.create_connection(("127.0.0.1", closed), timeout=5) as client:
+                assert ask(client, "test", close=True) == "a"
+            flag.unlink()  # the application goes on, only its health endpoint fails
+            until(lambda: states() == {("closed", "down"), ("open", "degraded")}, 10, "all are down")
+            with pytest.raises(ConnectionError), socket.create_connection(("127.0.0.1", closed), timeout=5) as client:
+                ask(client, "test", close=True)
+            begun = len(traffic.answers)
+            until(lambda: len(traffic.answers) > begun + 50, 10, "the open one serves on")
+            metrics = daemon.ask("GET", "/metrics")[1].decode()
+            assert 'fairlead_service_state{service="closed",state="down"} 1.0' in metrics
+            assert 'fairlead_service_state{service="open",state="degraded"} 1.0' in metrics
+            flag.touch()
+            until(lambda: states() == {("closed", "up"), ("open", "up")}, 10, "all are up again")
+            kinds = [(event["subject"], event["kind"]) for event in daemon.show("events")]
+        assert traffic.failures() == []
+        assert ("closed", "service_down") in kinds
+        assert ("open", "service_degraded") in kinds
+
+
+def test_f41_reloads_neither_send_traffic_to_a_dead_server_nor_keep_it_from_returning(runtime: Path) -> None:
+    port = free_port()
+    with Nginx(runtime, "a") as a, Nginx(runtime, "b") as b:
+        health = flag_health(runtime, runtime / str(a.port), interval="200ms")
+        text = configuration(port, health, a.address, b.address) + "health: {allow_exec: true}\n"
+        with Daemon(runtime, text) as daemon, Traffic("127.0.0.1", port) as traffic:
+            for round_ in range(20):
+                # The name of another service changes, so that a reload is one.
+                daemon.file.write_text(
+                    text.replace("pools:", f"  s{round_}: {{listen: '[::1]:{port}', pool: web}}\npools:")
+                )
+                daemon.reload()
+                assert server(daemon, b.address)["health"] == "down"
+            assert b.requests() == 0
+            (runtime / str(b.port)).touch()
+            began = time.monotonic()
+            while server(daemon, b.address)["health"] == "down":
+                daemon.file.write_text(text)
+                daemon.reload()
+                assert time.monotonic() - began < 5, "reloads kept it from returning"
+            until(lambda: b.requests() > 10, 10, "it serves")
+        assert traffic.failures() == []

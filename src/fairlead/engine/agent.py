@@ -27,6 +27,7 @@ from fairlead.engine.outliers import Outliers
 from fairlead.engine.ownership import Ownership
 from fairlead.engine.present import Present
 from fairlead.engine.reconciler import Reconciler
+from fairlead.engine.service_states import ServiceStates
 from fairlead.engine.store import Loss, Store
 from fairlead.engine.views import server_views, service_views
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound
@@ -84,6 +85,7 @@ class Agent:
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._outliers = Outliers(self._present, parts.events, parts.clock, self._decide_anew)
+        self._services = ServiceStates(parts.events)
         self._advice = Advice(self._present, parts.events, self._decide_anew)
         self._certificates = CertificateWatch(parts.events, parts.wall_clock)
         self._ownership = Ownership(
@@ -232,6 +234,7 @@ class Agent:
 
     def _desired(self) -> tuple[DesiredState, float | None]:
         derived = self._present.decide()
+        self._services.look(self._present.configuration, derived)
         return derived.state, derived.next_at
 
     async def _first_results(

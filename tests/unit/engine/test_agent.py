@@ -26,6 +26,7 @@ from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import ProbeResult, ProbeTarget
 from fairlead.model.pool import AdminState, PassiveCheck
+from fairlead.model.service import WhenAllDown
 from fairlead.model.state import FlowTreatment, ServiceMode
 from fairlead.policy.health import Transition
 from support.announcer import FakeAnnouncer
@@ -472,5 +473,30 @@ def test_one_that_is_ejected_again_the_moment_it_returns_is_told_as_such(tmp_pat
                 await asyncio.sleep(0.01)
         told = [event.kind for event in bench.events.after(0, 100) if event.subject == f"web/{A}"]
         assert told == ["server_ejected", "server_returned", "server_ejected"]
+
+    run_virtually(run())
+
+
+def test_f40_a_service_that_goes_down_or_fails_open_is_told_with_what_becomes_of_new_flows(tmp_path: Path) -> None:
+    async def run() -> None:
+        wanted = configuration(
+            service(),
+            service("192.0.2.11:80", name="open", when_all_down=WhenAllDown.USE_ALL),
+            pool(server(A), server(B), monitors=(TCP_MONITOR,)),
+        )
+        bench = Bench(tmp_path, wanted)
+        async with bench.running():
+            await asyncio.sleep(1.0)
+            bench.dead = {A, B}
+            await asyncio.sleep(10.0)
+            modes = {name: spec.mode for name, spec in bench.plane.state.services.items()}
+            assert modes == {"web": ServiceMode.REJECT, "open": ServiceMode.FORWARD}
+            bench.dead = set()
+            await asyncio.sleep(10.0)
+        told = [(e.subject, e.kind, e.message) for e in bench.events.after(0, 100) if e.kind.startswith("service_")]
+        assert ("web", "service_down", "live weight 0, quorum 1: new flows are refused") in told
+        assert [kind for name, kind, _ in told if name == "web"][-1] == "service_up"
+        failing_open = "live weight 0, quorum 1: new flows go to every server, whatever its probes say"
+        assert any(name == "open" and text.startswith(failing_open) for name, _, text in told)
 
     run_virtually(run())

@@ -114,3 +114,23 @@ def test_all_monitors_must_pass() -> None:
 )
 def test_what_is_probed(monitor: HealthMonitor, expected: str) -> None:
     assert target_key(server("10.0.0.1:80"), monitor) == ProbeTarget(endpoint(expected), monitor)
+
+
+@given(st.lists(st.booleans(), max_size=300), st.integers(1, 5), st.integers(1, 5))
+def test_f43_a_server_that_flaps_changes_its_verdict_at_most_twice_in_rise_and_fall_probes(
+    results: list[bool], rise: int, fall: int
+) -> None:
+    state, changes = HealthState(), 0
+    for passed in results:
+        state, transition = step(state, PASSED if passed else REFUSED, rise=rise, fall=fall)
+        changes += transition is not None
+    assert changes <= 2 + 2 * len(results) // (rise + fall)
+
+
+def test_f43_a_server_that_fails_every_other_probe_never_changes() -> None:
+    state, first = step(HealthState(), PASSED, rise=2, fall=3)
+    assert first is not None
+    for _ in range(100):
+        state, down = step(state, REFUSED, rise=2, fall=3)
+        state, up = step(state, PASSED, rise=2, fall=3)
+        assert (down, up) == (None, None)

@@ -96,11 +96,11 @@ async def meet(kind: MonitorType, hostility: Hostility) -> tuple[ProbeResult, fl
 
 
 @pytest.mark.parametrize(
-    "kind", [MonitorType.TCP, MonitorType.TLS, MonitorType.HTTP, MonitorType.HTTPS, MonitorType.GRPC]
+    "kind", [MonitorType.TCP, MonitorType.TLS, MonitorType.HTTP, MonitorType.HTTPS, MonitorType.GRPC, MonitorType.AGENT]
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostility=HOSTILITY)
-def test_always_a_result_in_time_and_nothing_left(kind: MonitorType, hostility: Hostility) -> None:
+def test_f49_always_a_result_in_time_and_nothing_left(kind: MonitorType, hostility: Hostility) -> None:
     async def main() -> None:
         complaints: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
