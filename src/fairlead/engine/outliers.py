@@ -40,6 +40,9 @@ class Outliers:
         self._on_change = on_change
         self._tracks: dict[str, Track] = {}
         self._out: dict[str, float] = {}  # by key: since when, which tells one ejection from the next
+        self._configuration = present.configuration
+        self._vouchers: frozenset[ProbeTarget] = frozenset()
+        self._passed: dict[ProbeTarget, float] = {}  # when, since the last look
         self._totals: Counter[str] = Counter()
 
     @property
@@ -68,24 +71,21 @@ class Outliers:
             if failures >= settings.failures:
                 suspects[key] = failures
         self._tracks = tracks
+        runtime = found = self._present.runtime()
+        if self._passed:
+            runtime = passive.vouch(configuration, runtime, self._passed, now)
+            self._passed = {}
         if suspects:
-            runtime = self._present.runtime()
-            after = passive.eject(configuration, runtime, suspects, now)
-            if after.ejections != runtime.ejections:
-                self._present.take(after)
-                self._on_change()
+            runtime = passive.eject(configuration, runtime, suspects, now)
+        if runtime.ejections != found.ejections:
+            self._present.take(runtime)
+            self._on_change()
         self._tell(suspects)
 
     def vouch(self, target: ProbeTarget) -> None:
-        """A probe of ``target`` passed."""
-        if not self._out:
-            return
-        runtime = self._present.runtime()
-        after = passive.vouch(self._present.configuration, runtime, target, self._clock())
-        if after.ejections != runtime.ejections:
-            self._present.take(after)
-            self._on_change()
-            self._tell({})
+        """A probe of ``target`` passed; what that means is decided with the next look, for all that passed together."""
+        if target in self._vouchers:
+            self._passed[target] = self._clock()
 
     def _watched(self) -> Iterator[tuple[str, PassiveCheck]]:
         for pool in self._present.configuration.pools.values():
@@ -107,4 +107,7 @@ class Outliers:
             self._events.record(
                 "server_ejected", key, f"{why}out for {ejection.until - ejection.since:g} s{again}", level="warning"
             )
-        self._out = out
+        configuration = self._present.configuration
+        if out != self._out or configuration is not self._configuration:
+            self._vouchers = passive.vouchers(configuration, runtime, now)
+        self._out, self._configuration = out, configuration

@@ -8,15 +8,15 @@ shortens that, so that one that comes and goes changes the tables ever less ofte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import ProbeTarget, Verdict
+from fairlead.model.health import HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import PassiveCheck, Pool, RealServer, server_key
 from fairlead.policy.health import combine, target_key
-from fairlead.policy.members import Member, is_short, standing, usable
-from fairlead.policy.runtime import Ejection, Runtime, ejected_until, noted
+from fairlead.policy.members import standing
+from fairlead.policy.runtime import Ejection, Runtime, ejected_until, keyed_servers, noted
 
 LONGEST = 10  # times the first ejection; Envoy's default bound is the same (300 s for 30 s)
 CALM = 2  # times its last ejection that a server must stay in until that one is forgotten
@@ -72,44 +72,77 @@ def in_a_row(track: Track, connections: int) -> int:
     return max(total, *by_worker.values()) if by_worker else 0
 
 
-def eject(configuration: Configuration, runtime: Runtime, suspects: Iterable[str], now: float) -> Runtime:
+def eject(configuration: Configuration, runtime: Runtime, suspects: Collection[str], now: float) -> Runtime:
     """Take out those of the servers (by key) whose pools can do without them."""
-    keys = frozenset(suspects)
+    ejections = dict(runtime.ejections)
     for pool in configuration.pools.values():
-        if pool.passive is None:
-            continue
-        for server in pool.servers:
-            key = server_key(pool.name, server.name)
-            if key in keys and _may_go(runtime, pool, key, now):
-                ejection = _ejection(pool.passive, runtime.ejections.get(key), now)
-                runtime = replace(runtime, ejections={**runtime.ejections, key: ejection})
-    return noted(configuration, runtime, now)
+        if pool.passive is not None and any(key.startswith(f"{pool.name}/") for key in suspects):
+            serving = _Serving(runtime, pool, now)
+            for server in pool.servers:
+                key = server_key(pool.name, server.name)
+                if key in suspects and serving.spare(key):
+                    ejections[key] = _ejection(pool.passive, ejections.get(key), now)
+    return noted(configuration, replace(runtime, ejections=ejections), now)
 
 
-def vouch(configuration: Configuration, runtime: Runtime, target: ProbeTarget, now: float) -> Runtime:
-    """A probe of ``target`` passed: servers that are out for the first time return if all their probes say up."""
+def vouch(configuration: Configuration, runtime: Runtime, passed: Mapping[ProbeTarget, float], now: float) -> Runtime:
+    """Servers that are out for the first time return if a probe passed meanwhile and all their probes say up.
+
+    Args:
+        configuration: The one in force.
+        runtime: What happened so far.
+        passed: Targets whose probes passed, and when these ended, in monotonic seconds.
+        now: Monotonic seconds.
+    """
     back = {
-        key: replace(ejection, until=now)
-        for key, ejection in runtime.ejections.items()
-        # The probe began after the ejection.
-        if ejection.times == 1 and now < ejection.until and now - ejection.since >= target.monitor.timeout_s
-        if (found := _find(configuration, key)) and _vouched(runtime, target, *found)
+        key: replace(runtime.ejections[key], until=now)
+        for key, pool, server in _sitting_out(configuration, runtime, now)
+        if _vouched(runtime, runtime.ejections[key].since, passed, pool, server)
     }
     return noted(configuration, replace(runtime, ejections={**runtime.ejections, **back}), now) if back else runtime
 
 
-def _may_go(runtime: Runtime, pool: Pool, key: str, now: float) -> bool:
-    members = [standing(runtime, now, server_key(pool.name, it.name), pool, it) for it in pool.servers]
-    left: list[Member] = [member for member in members if member.key != key]
-    out = sum(member.ejected_until is not None for member in members)
-    serving = len(left) < len(members) and any(it.key == key for it in usable(members))
-    return serving and out < _most(pool) and not is_short(usable(left), pool.quorum)
+def vouchers(configuration: Configuration, runtime: Runtime, now: float) -> frozenset[ProbeTarget]:
+    """The targets whose passed probes can bring a server back."""
+    return frozenset(
+        target_key(server, monitor)
+        for _, pool, server in _sitting_out(configuration, runtime, now)
+        for monitor in pool.monitors
+    )
 
 
-def _most(pool: Pool) -> int:
-    """How many servers may be out at a time."""
-    part = pool.passive.max_ejected if pool.passive else 0
-    return max(1, len(pool.servers) * part // 100) if part else 0
+def ejected(runtime: Runtime, now: float) -> frozenset[str]:
+    """Keys of the servers that are out."""
+    return frozenset(key for key in runtime.ejections if ejected_until(runtime, key, now) is not None)
+
+
+class _Serving:
+    """The servers of a pool that take new flows, primaries and backups, while some are taken away."""
+
+    def __init__(self, runtime: Runtime, pool: Pool, now: float) -> None:
+        members = [standing(runtime, now, server_key(pool.name, it.name), pool, it) for it in pool.servers]
+        part = pool.passive.max_ejected if pool.passive else 0
+        most = max(1, len(members) * part // 100) if part else 0
+        self._room = most - sum(member.ejected_until is not None for member in members)
+        self._quorum = pool.quorum
+        self._tiers: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for member in members:
+            if member.eligible and member.up and member.ejected_until is None:
+                self._tiers[member.server.backup][member.key] = member.weight
+        self._weights = [sum(tier.values()) for tier in self._tiers]
+
+    def spare(self, key: str) -> bool:
+        """Take a server away, if there is room for it and the quorum is left."""
+        backup = not self._tiers[False]
+        tier = self._tiers[backup]
+        if self._room <= 0 or key not in tier:
+            return False
+        left = self._weights[backup] - tier[key] if len(tier) > 1 else 0 if backup else self._weights[True]
+        if left < max(1, self._quorum):
+            return False
+        self._weights[backup] -= tier.pop(key)
+        self._room -= 1
+        return True
 
 
 def _ejection(passive: PassiveCheck, last: Ejection | None, now: float) -> Ejection:
@@ -118,20 +151,20 @@ def _ejection(passive: PassiveCheck, last: Ejection | None, now: float) -> Eject
     return Ejection(now, now + length_s, times, now + length_s * (1 + CALM))
 
 
-def _find(configuration: Configuration, key: str) -> tuple[Pool, RealServer] | None:
-    pool = configuration.pools.get(key.partition("/")[0])
-    for server in pool.servers if pool else ():
-        if pool and server_key(pool.name, server.name) == key:
-            return pool, server
-    return None
+def _sitting_out(configuration: Configuration, runtime: Runtime, now: float) -> Iterator[tuple[str, Pool, RealServer]]:
+    """The servers that are out for the first time."""
+    if not runtime.ejections:
+        return
+    for key, pool, server in keyed_servers(configuration):
+        ejection = runtime.ejections.get(key)
+        if ejection is not None and ejection.times == 1 and now < ejection.until:
+            yield key, pool, server
 
 
-def _vouched(runtime: Runtime, target: ProbeTarget, pool: Pool, server: RealServer) -> bool:
+def _vouched(
+    runtime: Runtime, since: float, passed: Mapping[ProbeTarget, float], pool: Pool, server: RealServer
+) -> bool:
     targets = [target_key(server, monitor) for monitor in pool.monitors]
-    known = [runtime.health[it] for it in targets if it in runtime.health]
-    return target in targets and len(known) == len(targets) and combine(known).verdict is Verdict.UP
-
-
-def ejected(runtime: Runtime, now: float) -> frozenset[str]:
-    """Keys of the servers that are out."""
-    return frozenset(key for key in runtime.ejections if ejected_until(runtime, key, now) is not None)
+    # A probe that ended so late began after the ejection.
+    fresh = any(passed.get(target, since) - since >= target.monitor.timeout_s for target in targets)
+    return fresh and combine([runtime.health.get(it, HealthState()) for it in targets]).verdict is Verdict.UP

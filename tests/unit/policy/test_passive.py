@@ -167,22 +167,22 @@ class TestWho:
 
 class TestReturn:
     def test_a_passed_probe_ends_the_first_ejection(self) -> None:
-        runtime = passive.vouch(site(), eject("a"), target("a"), 105.0)
+        runtime = passive.vouch(site(), eject("a"), {target("a"): 105.0}, 105.0)
         assert live(runtime, 105.0) == "abcd"
 
     def test_but_not_one_that_began_before_it(self) -> None:
-        assert live(passive.vouch(site(), eject("a"), target("a"), 100.5), 100.5) == "bcd"
+        assert live(passive.vouch(site(), eject("a"), {target("a"): 100.5}, 100.5), 100.5) == "bcd"
 
     def test_nor_one_of_another_server_nor_while_the_probes_say_down(self) -> None:
-        assert live(passive.vouch(site(), eject("a"), target("b"), 105.0), 105.0) == "bcd"
+        assert live(passive.vouch(site(), eject("a"), {target("b"): 105.0}, 105.0), 105.0) == "bcd"
         down = replace(eject("a"), health=health("bcd", "a"))
-        assert passive.vouch(site(), down, target("a"), 105.0) is down
+        assert passive.vouch(site(), down, {target("a"): 105.0}, 105.0) is down
 
     def test_f43_a_server_that_fails_again_soon_sits_out_its_time(self) -> None:
-        runtime = passive.vouch(site(), eject("a"), target("a"), 105.0)
+        runtime = passive.vouch(site(), eject("a"), {target("a"): 105.0}, 105.0)
         again = eject("a", runtime, 106.0)
         assert again.ejections["web/a"] == Ejection(106.0, 166.0, 2, 286.0)
-        assert live(passive.vouch(site(), again, target("a"), 120.0), 120.0) == "bcd"
+        assert live(passive.vouch(site(), again, {target("a"): 120.0}, 120.0), 120.0) == "bcd"
 
     def test_f43_a_server_that_comes_and_goes_changes_the_table_ever_less_often(self) -> None:
         runtime, now, moments = Runtime(health=health()), 0.0, 0
@@ -191,7 +191,7 @@ class TestReturn:
             if not out(runtime, now):
                 runtime = eject("a", runtime, now)
                 moments += 1
-            runtime = passive.vouch(site(), runtime, target("a"), now)
+            runtime = passive.vouch(site(), runtime, {target("a"): now}, now)
         assert moments <= 20
         assert runtime.ejections["web/a"].until - runtime.ejections["web/a"].since == 300.0
 
@@ -230,7 +230,7 @@ def test_passive_checking_never_takes_a_service_down(
             case "eject":
                 runtime = passive.eject(of, runtime, [f"web/{name}"], now)
             case "vouch":
-                runtime = passive.vouch(of, runtime, target(name), now)
+                runtime = passive.vouch(of, runtime, {target(name): now}, now)
             case _:
                 state = DOWN if what == "die" else UP
                 runtime = derive.noted(of, replace(runtime, health={**runtime.health, target(name): state}), now)
@@ -238,3 +238,11 @@ def test_passive_checking_never_takes_a_service_down(
         without = derive.desired(of, replace(runtime, ejections={}), now)
         assert with_it.services["web"].mode is without.services["web"].mode
         assert set(live(runtime, now, of)) <= set(live(replace(runtime, ejections={}), now, of))
+
+
+def test_ten_thousand_servers_that_fail_together_are_decided_about_in_one_go() -> None:
+    names = [f"10.{n >> 8}.{n & 255}.1:80" for n in range(10_000)]
+    crowd = configuration(service(), pool(*map(server, names), passive=PASSIVE))
+    runtime = passive.eject(crowd, Runtime(), {f"web/{name}" for name in names}, 1.0)
+    assert len(passive.ejected(runtime, 1.0)) == 5_000
+    assert len(derive.settle(crowd, runtime, 1000.0, frozenset()).ejections) == 0
