@@ -124,6 +124,10 @@ class Lan:
         ip("-n", self.name, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
         ip("-n", self.name, "link", "set", bridge, "up")
 
+    def cut(self, port: str) -> None:
+        """Pull the cable of one port of a switch."""
+        ip("-n", self.name, "link", "set", port, "down")
+
     def owners(self, vip: str) -> list[str]:
         """Names of the nodes that carry ``vip``."""
         return [node.name for node in self.nodes.values() if node.holds(vip)]

@@ -23,7 +23,7 @@ class Stance:
     """How this node stands to one instance.
 
     Attributes:
-        ready: It knows enough to take part; once it takes part, this is not asked any more.
+        ready: It knows enough to take part. When it does not, what was said before still counts.
         degraded: Why others should rather own the addresses, or None.
     """
 

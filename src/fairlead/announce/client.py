@@ -86,18 +86,17 @@ class VrrpProcess:
     async def stop(self) -> None:
         """Give up everything in order, and end."""
         self._stop_keeping()
-        if self._connection is None:
-            return
-        pidfd = self._pidfd()
-        self._send("quit", None)
-        try:
-            await _ended(pidfd, STOP_S)
-        except TimeoutError:
-            self._kill()
-        finally:
-            os.close(pidfd)
-            self._hang_up()
-            self._reap()
+        if self._connection is not None:
+            await self._quit()
+        self._reap()
+        for child in self._children:  # one that was being started; SIGTERM means "quit" there, too
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGTERM)
+                pidfd = os.pidfd_open(child)
+                with contextlib.suppress(TimeoutError):
+                    await _ended(pidfd, STOP_S)
+                os.close(pidfd)
+        self._reap()
 
     async def detach(self) -> None:
         """Leave everything as it is and let go."""
@@ -221,15 +220,7 @@ class VrrpProcess:
             raise _Lost(f"it does not answer: {error}") from None
         self._connection, self._pid = sock, _peer_of(sock)
         if hello["protocol"] != PROTOCOL:
-            pidfd = self._pidfd()
-            self._send("quit", None)
-            try:
-                await _ended(pidfd, STOP_S)
-            except TimeoutError:
-                self._kill()
-            finally:
-                os.close(pidfd)
-                self._hang_up()
+            await self._quit()
             raise _Lost("a process of another version gave its addresses up")
 
     def _send(self, kind: str, body: Any) -> None:
@@ -242,8 +233,17 @@ class VrrpProcess:
             self._connection.close()
             self._connection = None
 
-    def _pidfd(self) -> int:
-        return os.pidfd_open(self._pid)
+    async def _quit(self) -> None:
+        """Have the process give everything up and end."""
+        pidfd = os.pidfd_open(self._pid)
+        self._send("quit", None)
+        try:
+            await _ended(pidfd, STOP_S)
+        except TimeoutError:
+            self._kill()
+        finally:
+            os.close(pidfd)
+            self._hang_up()
 
     def _kill(self) -> None:
         with contextlib.suppress(OSError):

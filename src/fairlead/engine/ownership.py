@@ -77,12 +77,13 @@ class Ownership:
         instances = () if self._withdrawn else tuple(configuration.vrrp.values())
         named = {instance.name for instance in instances} | {STATIC}
         self._states = {name: state for name, state in self._states.items() if name in named}
-        stances = {}
-        for instance in instances:
+        # Before the first verdicts every service looks down: that is no fault, and nothing is said about it.
+        stances = {instance.name: Stance(ready=False) for instance in instances}
+        for instance in instances if self._ready else ():
             found = eligibility.fault(instance.follow, services, configuration, self._dataplane())
             state = eligibility.step(self._states.get(instance.name, Eligibility()), found, now)
             self._states[instance.name] = state
-            stances[instance.name] = Stance(self._ready, state.degraded)
+            stances[instance.name] = Stance(ready=True, degraded=state.degraded)
         vips = tuple(vip for vip in configuration.vips if vip.owner in named)
         self._announcer.set(Wanted(vips, instances, stances))
 

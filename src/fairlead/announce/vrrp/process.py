@@ -214,7 +214,9 @@ class Process:
             if router is None:
                 router = self._routers[name] = Router(instance, vips, self._around, now)
             router.instance, router.vips = instance, vips
-            router.stance = wanted.stances.get(name, Stance())
+            stance = wanted.stances.get(name, Stance())
+            if stance.ready or not router.stance.ready:  # an agent that knows nothing yet changes nothing
+                router.stance = stance
         self._wanted = wanted
         for vip in wanted.vips:
             if vip.owner == STATIC and not self._addresses.held(vip):
