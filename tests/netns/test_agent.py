@@ -80,7 +80,7 @@ def two(net: Lan, daemon: Start, **keys: Any) -> tuple[VipNode, VipNode]:
 
 def test_the_vip_follows_the_service(net: Lan, daemon: Start) -> None:
     one, second, client = net.add("one"), net.add("two"), net.add("client")
-    text = {"service": SERVICE, "follow": "[web]"}
+    text: dict[str, Any] = {"service": SERVICE, "follow": "[web]"}
     with server(one) as process, server(second):
         first = daemon(one, configuration(priority=200, **text))
         until(lambda: net.owners(VIP) == ["one"], 5, "one owns it")
@@ -149,7 +149,7 @@ def test_f06_f07_the_vip_outlives_the_agent_and_the_next_one_adopts(net: Lan, da
     time.sleep(1.0)
     assert net.owners(VIP) == ["one"]
     first.start()
-    until(lambda: first.is_active(), 5, "the next agent knows")
+    until(first.is_active, 5, "the next agent knows")
     assert first.vrrp_pid() == process, "the process goes on"
     assert first.vrrp()["transitions_total"] == 2
     assert second.vrrp()["transitions_total"] == moves
@@ -184,7 +184,7 @@ def test_f11_a_node_that_returns_takes_nothing_over_before_its_verdicts_are_comp
     )
     with server(other):
         second = daemon(other, configuration(priority=100, preempt="true", service=SERVICE, follow="[web]"))
-        until(lambda: second.is_active(), 8, "two owns it")
+        until(second.is_active, 8, "two owns it")
         # A server that takes its connections and says nothing: the verdict is complete when the timeout has passed.
         with server(one, delay_s=30.0):
             first = daemon(one, configuration(priority=200, preempt="true", service=slow, follow="[web]"))
