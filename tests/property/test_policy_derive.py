@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, Verdict
-from fairlead.model.pool import AdminState, Pool, RealServer, server_key
+from fairlead.model.health import AgentReport, HealthState, Verdict
+from fairlead.model.pool import AdminState, HealthMonitor, MonitorType, PassiveCheck, Pool, RealServer, server_key
 from fairlead.model.service import Scheduler, VirtualService, WhenAllDown
 from fairlead.model.state import FlowTreatment, ForwardingState, ServiceMode
-from fairlead.policy import derive, tables
+from fairlead.policy import derive, passive, tables
 from fairlead.policy.derive import Derived, Runtime
 from fairlead.policy.plan import apply_op, plan
 from fairlead.policy.runtime import admin_state, present_weight, successor
@@ -23,6 +23,13 @@ from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, s
 
 EXAMPLES = settings(max_examples=100, deadline=None)
 SLOWER = replace(TCP_MONITOR, interval_s=9.0)
+REPORTS = st.builds(
+    AgentReport,
+    share=st.sampled_from([None, 0, 50, 100]),
+    admin=st.sampled_from([None, *AdminState]),
+    up=st.sampled_from([None, True, False]),
+    max_connections=st.sampled_from([None, 0, 7]),
+)
 POOLS = ("web", "api")
 SERVERS = ("a", "b", "c")
 
@@ -46,6 +53,8 @@ def pools(draw: st.DrawFn, name: str) -> Pool:
         drain_timeout_s=draw(st.sampled_from([0.0, 5.0, 30.0])),
         quorum=draw(st.integers(1, 4)),
         slow_start_s=draw(st.sampled_from([0.0, 0.0, 3.0])),
+        passive=draw(st.sampled_from([None, PassiveCheck(eject_s=6.0)])),
+        agent=draw(st.sampled_from([None, HealthMonitor(MonitorType.AGENT, port=9999)])),
     )
 
 
@@ -74,7 +83,7 @@ def histories(draw: st.DrawFn) -> tuple[Configuration, Runtime, float]:
     for _ in range(draw(st.integers(0, 6))):
         now += draw(st.sampled_from([0.0, 1.0, 4.0, 7.0, 40.0]))
         keys = [server_key(it.name, each.name) for it in current.pools.values() for each in it.servers]
-        match draw(st.sampled_from(["reload", "admin", "weight", "health", "settle"])):
+        match draw(st.sampled_from(["reload", "admin", "weight", "health", "settle", "eject", "advice"])):
             case "reload":
                 following = draw(configurations())
                 runtime = derive.transition(current, following, runtime, now)
@@ -84,6 +93,12 @@ def histories(draw: st.DrawFn) -> tuple[Configuration, Runtime, float]:
                 runtime = derive.set_admin(current, runtime, draw(st.sampled_from(keys)), wish, now)
             case "weight" if keys:
                 runtime = derive.set_weight(current, runtime, draw(st.sampled_from(keys)), draw(st.integers(0, 3)), now)
+            case "eject" if keys:
+                runtime = passive.eject(current, runtime, draw(st.sets(st.sampled_from(keys))), now)
+            case "advice":
+                for target in derive.targets(current, runtime):
+                    if target.monitor.type is MonitorType.AGENT:
+                        runtime = derive.heard(runtime, target, draw(REPORTS))
             case "health":
                 known = {it: draw(st.sampled_from([UP, UP, DOWN])) for it in derive.targets(current, runtime)}
                 runtime = replace(runtime, health=known)
@@ -144,7 +159,8 @@ def test_what_is_said_agrees_with_what_is_held(history: tuple[Configuration, Run
     assert derived.servers.keys() == derived.state.servers.keys()
     for key, status in derived.servers.items():
         assert (status.effective_weight == 0) is (status.idle_reason is not None)
-        assert status.effective_weight in (0, status.weight)
+        assert status.effective_weight in (0, -(-status.weight * status.share // 100))
+        assert (status.share < 100) is (status.share_reason is not None)
         assert key not in used or status.effective_weight > 0
     for name, said in derived.services.items():
         held = derived.state.services[name]
@@ -180,7 +196,7 @@ def test_nothing_changes_before_next_at(history: tuple[Configuration, Runtime, f
     for moment in ((now + until) / 2, math.nextafter(until, now)):
         if now <= moment < until:
             settled = derive.settle(current, runtime, moment, frozenset())
-            assert settled == runtime
+            assert replace(settled, ejections=runtime.ejections) == runtime  # what is over may be forgotten
             assert derive.desired(current, settled, moment) == derived
 
 
@@ -208,7 +224,7 @@ def test_the_same_file_again_changes_nothing(history: tuple[Configuration, Runti
     current, runtime, now = history
     now += later
     again = derive.transition(current, current, runtime, now)
-    assert again == derive.noted(current, runtime, now)
+    assert replace(again, ejections=runtime.ejections) == derive.noted(current, runtime, now)
     before, after = derive.desired(current, runtime, now), derive.desired(current, again, now)
     assert plan(after.state, before.state).ops == ()
 
