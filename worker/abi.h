@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define FL_ABI_VERSION 3u
+#define FL_ABI_VERSION 4u
 #define FL_NAME_MAX 64u /* a service name, 63 bytes and NUL */
 #define FL_KEY_MAX 192u /* POOL/SERVER and NUL; a server's name may be [V6]:PORT */
 #define FL_MAX_WORKERS 32u
@@ -130,6 +130,7 @@ struct fl_range {
 /* flags of a service */
 #define FL_SERVICE_ACL 1u	   /* only `ranges` may connect (none at all when ranges == 0) */
 #define FL_SERVICE_ACCEPT_PROXY 2u /* clients begin with a PROXY header (UDP: each datagram) */
+#define FL_SERVICE_TRANSPARENT 4u  /* servers see the client's own address */
 
 struct fl_service {
 	struct fl_header header;
@@ -154,6 +155,7 @@ struct fl_service {
 	uint32_t ranges;
 	uint64_t seed[2]; /* SipHash key, little endian halves of the 16 bytes */
 	char name[FL_NAME_MAX];
+	char pool[FL_NAME_MAX]; /* the agent's own note */
 	/* followed by struct fl_range range[ranges] */
 };
 

@@ -14,6 +14,7 @@
 #include "descriptors.h"
 #include "relay.h"
 #include "schedule.h"
+#include "transparent.h"
 
 #define ROUND_PAUSE_MS 1000u
 
@@ -23,12 +24,15 @@ static int begin(struct flow *flow)
 	const struct fl_address *address = &flow->server->spec.address;
 	struct sockaddr_storage to;
 	socklen_t length = address_to_socket(address, address->port ? address->port : flow->vip.port, &to);
-	int fd = socket(to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	int fd = socket(to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), error;
 
 	if (fd < 0)
 		return errno;
 	descriptors_took(1);
 	flow->side[SERVER] = (struct side){.fd = fd};
+	error = transparent_bind(flow, fd, to.ss_family);
+	if (error)
+		return error;
 	if (connect(fd, (struct sockaddr *)&to, length) < 0 && errno != EINPROGRESS)
 		return errno;
 	return watch(fd, flow, TAG_SERVER, FLOW_EVENTS) ? 0 : ENOSPC;
@@ -101,6 +105,10 @@ void connect_next(struct flow *flow)
 		if (error == EMFILE || error == ENFILE) {
 			descriptors_exhausted();
 			flow_end(flow, NO_DESCRIPTORS, true);
+			return;
+		}
+		if (error == EAFNOSUPPORT) { /* a PROXY header told of a client that no server can be reached from */
+			flow_end(flow, CONNECT_FAILED, true);
 			return;
 		}
 		if (error == ENOBUFS || error == ENOMEM || error == ENOSPC) {

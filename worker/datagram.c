@@ -18,6 +18,7 @@
 #include "proxy.h"
 #include "schedule.h"
 #include "source.h"
+#include "transparent.h"
 
 #define KEEP_MAX 2048u		 /* a first datagram up to this size is kept for another try */
 #define KEEP_TOTAL (8u << 20) /* all of them */
@@ -36,12 +37,15 @@ static void forget_kept(struct flow *flow)
 
 static int try_to_open(struct flow *flow, const struct sockaddr_storage *to, socklen_t length)
 {
-	int fd = socket(to->ss_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	int fd = socket(to->ss_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), error;
 
 	if (fd < 0)
 		return errno;
 	descriptors_took(1);
 	flow->side[SERVER] = (struct side){.fd = fd};
+	error = transparent_bind(flow, fd, to->ss_family);
+	if (error)
+		return error;
 	if (connect(fd, (const struct sockaddr *)to, length) < 0)
 		return errno;
 	return watch(fd, flow, TAG_DATAGRAM, EPOLLIN) ? 0 : ENOSPC;
@@ -91,6 +95,8 @@ static enum reason place(struct flow *flow)
 			count(&flow->server->row->connections, 1);
 			return REASON_NONE;
 		}
+		if (error == EAFNOSUPPORT)
+			return CONNECT_FAILED;
 		if (is_local(error))
 			return error == ENOBUFS || error == ENOMEM || error == ENOSPC ? NO_MEMORY : NO_DESCRIPTORS;
 		if (!connect_book_failure(flow))

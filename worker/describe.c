@@ -96,6 +96,7 @@ static const struct entry entries[] = {
 	FIELD(fl_service, ranges),
 	FIELD(fl_service, seed),
 	FIELD(fl_service, name),
+	FIELD(fl_service, pool),
 	BEGIN(fl_listen),
 	FIELD(fl_listen, header),
 	FIELD(fl_listen, service),
@@ -197,6 +198,7 @@ static const struct {
 	{"FL_SERVER_UNPIN", FL_SERVER_UNPIN},
 	{"FL_SERVICE_ACL", FL_SERVICE_ACL},
 	{"FL_SERVICE_ACCEPT_PROXY", FL_SERVICE_ACCEPT_PROXY},
+	{"FL_SERVICE_TRANSPARENT", FL_SERVICE_TRANSPARENT},
 	{"FL_SOURCES", FL_SOURCES},
 	{"FL_SHM_MAGIC", FL_SHM_MAGIC},
 };

@@ -13,6 +13,7 @@
 #include "datagram.h"
 #include "flow.h"
 #include "listener.h"
+#include "transparent.h"
 
 static struct server *servers[FL_MAX_SERVERS];
 static struct service *services[FL_MAX_SERVICES];
@@ -108,6 +109,8 @@ static struct verdict service_check(const struct fl_service *message, size_t len
 		return REFUSE(EINVAL, "unknown scheduler, mode or forwarding");
 	if (message->send_proxy > 2 || (message->send_proxy == 1 && message->protocol == IPPROTO_UDP))
 		return REFUSE(EINVAL, "no such version of the PROXY protocol");
+	if ((message->flags & FL_SERVICE_TRANSPARENT) && !transparent_permitted())
+		return REFUSE(errno, "`transparent` needs CAP_NET_ADMIN");
 	if (message->ranges > FL_MAX_RANGES || length != sizeof(*message) + message->ranges * sizeof(struct fl_range))
 		return REFUSE(EINVAL, "length does not match the number of ranges");
 	if (message->persist_v4 > 32 || message->persist_v6 > 128)

@@ -21,6 +21,7 @@ from fairlead.model.vip import STATIC
 
 MAX_SERVICES = 16383  # ids of a worker
 MAX_SERVERS = 131071
+MAX_TRANSPARENT = 1000  # each is a routing rule, which every packet that arrives is compared with
 MAX_PROXY_PORTS = 4096  # a proxy opens one socket per port and worker
 
 
@@ -101,6 +102,8 @@ class _Checks:
 
     def _reach(self, loc: Loc, service: Service, pool: Pool) -> None:
         """Can packets that arrive at the service reach the servers at all, and not the service itself?"""
+        if service.transparent:
+            self._transparent(loc, pool)
         families = {listen.address.version for listen in service.listen}
         kept = service.forwarding in (Forwarding.NAT, Forwarding.DSR) or service.transparent
         same_port = service.forwarding in (Forwarding.DSR, Forwarding.TUNNEL)
@@ -123,6 +126,14 @@ class _Checks:
                 message = f"server {at} has another port, which `forwarding: {service.forwarding}` cannot rewrite"
                 self._error((*loc, "pool"), message)
                 return
+
+    def _transparent(self, loc: Loc, pool: Pool) -> None:
+        """Answers to the client's address must come back through this host."""
+        local = next((it.endpoint for it in pool.servers if it.endpoint.address.is_loopback), None)
+        if local is not None:
+            self._error((*loc, "transparent"), f"server {local} is on this host: its answers would pass fairlead by")
+        if len(pool.servers) > MAX_TRANSPARENT:
+            self._error((*loc, "transparent"), f"{len(pool.servers)} servers; at most {MAX_TRANSPARENT}")
 
     def _loop(self, loc: Loc, index: int, service: Service, listens: Iterable[Listen], at: Endpoint) -> None:
         if service.forwarding in (Forwarding.PROXY, Forwarding.NAT, Forwarding.FULLNAT) and any(

@@ -39,7 +39,6 @@ NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
             (Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR, Forwarding.TUNNEL),
         ),
         Gap(("engine",), "forwarding in the kernel", (Engine.XDP, Engine.LVS)),
-        Gap(("transparent",), "transparent mode"),
     ),
     "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }

@@ -84,6 +84,7 @@ class ServiceSpec:
 
     Attributes:
         table: Digest of its TableSpec, or None when ``mode`` is not FORWARD.
+        pool: Name of the pool, with which the keys of its servers begin; "" where nobody needs it.
         allowed: Sorted disjoint ranges of addresses that may connect, or None: everybody.
         seed: 16-byte key of the flow hash.
     """
@@ -108,6 +109,7 @@ class ServiceSpec:
     transparent: bool = False
     accept_proxy: bool = False
     send_proxy: ProxyHeader = ProxyHeader.NONE
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -185,6 +185,7 @@ def _service_spec(service: VirtualService, mode: ServiceMode, digest: str | None
         transparent=service.transparent,
         accept_proxy=service.accept_proxy,
         send_proxy=service.send_proxy,
+        pool=service.pool,
     )
 
 

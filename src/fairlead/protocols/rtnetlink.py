@@ -78,33 +78,33 @@ def add_address(sequence: int, address: InterfaceAddress) -> bytes:
     IPv6 addresses need no duplicate address detection, which would keep a VIP away for a second: that nobody else
     holds it was decided already. They are never a source that the kernel chooses, like secondary ones of IPv4.
     """
-    attributes = _attribute(_IFA_PROTO, bytes([address.protocol]))
+    attributes = attribute(_IFA_PROTO, bytes([address.protocol]))
     if address.address.version == 4:
         host_bits = (1 << 32 - address.prefix) - 1
         if address.prefix < 31:
-            attributes += _attribute(_IFA_BROADCAST, (int(address.address) | host_bits).to_bytes(4, "big"))
+            attributes += attribute(_IFA_BROADCAST, (int(address.address) | host_bits).to_bytes(4, "big"))
         if address.label:
-            attributes += _attribute(_IFA_LABEL, address.label.encode() + b"\0")
+            attributes += attribute(_IFA_LABEL, address.label.encode() + b"\0")
     else:
-        attributes += _attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
-        attributes += _attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
+        attributes += attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+        attributes += attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, _FOREVER, 0, 0))
     flags = _REQUEST | _ACK | _CREATE | _EXCLUSIVE
-    return _message(_NEW_ADDRESS, flags, sequence, _address_body(address) + attributes)
+    return message(_NEW_ADDRESS, flags, sequence, _address_body(address) + attributes)
 
 
 def delete_address(sequence: int, address: InterfaceAddress) -> bytes:
     """Remove an address; fails with EADDRNOTAVAIL when the interface does not have it."""
-    return _message(_DEL_ADDRESS, _REQUEST | _ACK, sequence, _address_body(address))
+    return message(_DEL_ADDRESS, _REQUEST | _ACK, sequence, _address_body(address))
 
 
 def dump_links(sequence: int) -> bytes:
     """Ask for all links."""
-    return _message(_GET_LINK, _REQUEST | _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
+    return message(_GET_LINK, _REQUEST | _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
 
 
 def dump_addresses(sequence: int) -> bytes:
     """Ask for all addresses."""
-    return _message(_GET_ADDRESS, _REQUEST | _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
+    return message(_GET_ADDRESS, _REQUEST | _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
 def parse(data: bytes) -> Iterator[Message]:
@@ -115,10 +115,10 @@ def parse(data: bytes) -> Iterator[Message]:
         body = data[offset + _HEADER.size : offset + length]
         if length < _HEADER.size or offset + length > len(data):
             return
-        message = _read(kind, sequence, body)
-        if message is not None:
-            yield message
-        offset += _aligned(length)
+        found = _read(kind, sequence, body)
+        if found is not None:
+            yield found
+        offset += aligned(length)
 
 
 def _read(kind: int, sequence: int, body: bytes) -> Message | None:
@@ -136,7 +136,7 @@ def _read_link(body: bytes, *, deleted: bool) -> Link | None:
     family, _, index, flags, _ = _LINK.unpack_from(body)
     if family != 0:  # a bridge tells about its ports in the same way
         return None
-    found = dict(_attributes(body, _LINK.size))
+    found = dict(attributes(body, _LINK.size))
     name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
     wanted = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
     carrier = not deleted and flags & wanted == wanted
@@ -145,7 +145,7 @@ def _read_link(body: bytes, *, deleted: bool) -> Link | None:
 
 def _read_address(body: bytes, *, deleted: bool) -> InterfaceAddress | None:
     _, prefix, flags, _, index = _ADDRESS.unpack_from(body)
-    found = dict(_attributes(body, _ADDRESS.size))
+    found = dict(attributes(body, _ADDRESS.size))
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
     if packed is None or len(packed) not in (4, 16):
         return None
@@ -159,26 +159,30 @@ def _address_body(address: InterfaceAddress) -> bytes:
     scope = _SCOPE_LINK if address.address.is_link_local else 0
     body = _ADDRESS.pack(family, address.prefix, 0, scope, address.index)
     packed = address.address.packed
-    return body + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+    return body + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
 
 
-def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """One request."""
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute with its padding."""
     length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(aligned(length) - length)
 
 
-def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and value of each attribute behind ``offset``."""
     while offset + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         if length < _ATTRIBUTE.size or offset + length > len(body):
             return
         yield kind & 0x3FFF, body[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
+        offset += aligned(length)
 
 
-def _aligned(length: int) -> int:
+def aligned(length: int) -> int:
+    """``length`` with its padding."""
     return (length + 3) & ~3

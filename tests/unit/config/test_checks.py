@@ -191,7 +191,7 @@ services:
   s:
     listen: 192.0.2.9:80
     pool: p
-    transparent: §true
+    forwarding: §nat
 pools:
   p:
     servers: [192.0.2.1:80]

@@ -198,7 +198,6 @@ async def test_a_table_that_cannot_be_filled_is_a_refusal_of_its_op(runtime: Pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"transparent": True}, "transparent"),
         ({"name": "n" * 64}, "at most 63"),
     ],
 )

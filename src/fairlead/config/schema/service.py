@@ -101,7 +101,12 @@ class Service(Part):
     half_close_timeout: Annotated[float, duration(0.001, _DAYS_30)] = key(
         30.0, "For the other direction, after one side has ended its own."
     )
-    transparent: Annotated[bool, BOOLEAN] = key(False, "Connect to the server from the client's own address.")
+    transparent: Annotated[bool, BOOLEAN] = key(
+        False,
+        "Connect to the server from the client's own address. The way from the servers to clients must lead through "
+        "this host; fairlead sets up the routing rules, which take all that comes from the servers' ports. "
+        "Needs CAP_NET_ADMIN.",
+    )
     proxy_protocol: ProxyProtocol = key(ProxyProtocol(), "PROXY protocol headers.")
     allow: Networks = key((), "Networks that may connect; empty: everybody.")
     deny: Networks = key((), "Networks that may not connect; wins over `allow`.")

@@ -12,7 +12,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import Any
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 NAME_MAX = 64
 KEY_MAX = 192
 MAX_WORKERS = 32
@@ -29,6 +29,7 @@ SERVER_RESET = 1
 SERVER_UNPIN = 2
 SERVICE_ACL = 1
 SERVICE_ACCEPT_PROXY = 2
+SERVICE_TRANSPARENT = 4
 
 MAX_PACKET = 512 * 1024  # more than the largest message: a service with MAX_RANGES, a table with MAX_MEMBERS
 
@@ -169,6 +170,7 @@ SERVICE = Layout(
     ranges="I",
     seed="16s",
     name="64s",
+    pool="64s",
 )
 LISTEN = Layout("fl_listen", header=_HEADER, service="I", protocol="I", address=_ADDRESS, reserved="I")
 FLOWS = Layout("fl_flows", header=_HEADER, cursor="I", limit="I", service="I", server="I")

@@ -171,8 +171,6 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
     """
     if spec.forwarding is not Forwarding.PROXY:
         raise DataPlaneError(f"service {spec.name}: the proxy data plane cannot do forwarding {spec.forwarding}")
-    if spec.transparent:
-        raise DataPlaneError(f"service {spec.name}: transparent is not supported yet by the proxy data plane")
     ranges = spec.allowed or ()
     if len(ranges) > abi.MAX_RANGES:
         raise DataPlaneError(
@@ -189,7 +187,7 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         spec.mode,
         _PROTOCOL_NUMBERS[spec.protocol],
         0,
-        (0 if spec.allowed is None else abi.SERVICE_ACL) | (abi.SERVICE_ACCEPT_PROXY if spec.accept_proxy else 0),
+        _flags(spec),
         spec.idle_timeout_ms,
         spec.connect_timeout_ms,
         spec.half_close_timeout_ms,
@@ -205,9 +203,17 @@ def encode_service(number: int, table: int, spec: ServiceSpec) -> bytes:
         len(ranges),
         spec.seed,
         _name(spec.name, abi.NAME_MAX),
+        _name(spec.pool, abi.NAME_MAX),
     )
     pairs = (abi.RANGE.pack(it.low.to_bytes(16, "big"), it.high.to_bytes(16, "big")) for it in ranges)
     return b"".join((head[_H:], *pairs))
+
+
+def _flags(spec: ServiceSpec) -> int:
+    flags = 0 if spec.allowed is None else abi.SERVICE_ACL
+    if spec.accept_proxy:
+        flags |= abi.SERVICE_ACCEPT_PROXY
+    return flags | abi.SERVICE_TRANSPARENT if spec.transparent else flags
 
 
 def decode_service(record: bytes) -> ServiceHeld:
@@ -236,6 +242,7 @@ def decode_service(record: bytes) -> ServiceHeld:
         ranges,
         seed,
         name,
+        pool,
     ) = abi.SERVICE.unpack(record)
     allowed = None
     if flags & abi.SERVICE_ACL:
@@ -259,8 +266,10 @@ def decode_service(record: bytes) -> ServiceHeld:
         connections_per_source=connections_per_source,
         new_per_source=new_per_source,
         allowed=allowed,
+        transparent=bool(flags & abi.SERVICE_TRANSPARENT),
         accept_proxy=bool(flags & abi.SERVICE_ACCEPT_PROXY),
         send_proxy=_HEADERS[send_proxy],
+        pool=text(pool),
     )
     return ServiceHeld(number, table, spec)
 

@@ -25,6 +25,7 @@ from fairlead.dataplane.proxy.listeners import Sockets
 from fairlead.dataplane.proxy.observe import Stray
 from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
+from fairlead.dataplane.proxy.transparent import Routes
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError, FairleadError
 from fairlead.model.net import IPAddress, Protocol
@@ -79,6 +80,7 @@ class ProxyDataPlane:
         self._memory: SharedMemory | None = None
         self._registry = Registry(self._note, self._set_note)
         self._changes = Changes(self._registry, self._sockets, lambda: tuple(self._fleet.live), self._recycled)
+        self._routes = Routes()
         self._cache: observe.Cache = {}
         self._seen: tuple[int, dict[int, frozenset[bytes]], ObservedState] | None = None
         self._strays: dict[Stray, int] = {}
@@ -134,6 +136,7 @@ class ProxyDataPlane:
             self._observations += 1
             if self._observations >= RETIRE_AFTER_OBSERVATIONS:
                 await self._retire_old()
+            self._routes.follow(self._registry)
             return await self._observe()
 
     async def apply(self, plan: Plan) -> None:
@@ -154,6 +157,7 @@ class ProxyDataPlane:
                     await self._run(tuple(run))
             finally:
                 self._changes.end()
+            self._routes.follow(self._registry)
             await self._retire_old()
 
     async def counters(self) -> Counters:
@@ -200,6 +204,7 @@ class ProxyDataPlane:
         self._sockets.close()
         await self._fleet.stop(drain_s)
         self._close()
+        self._routes.remove()
 
     async def detach(self) -> None:
         """Let go of the workers; they go on."""
