@@ -84,7 +84,7 @@ class Outliers:
 
     def vouch(self, target: ProbeTarget) -> None:
         """A probe of ``target`` passed; what that means is decided with the next look, for all that passed together."""
-        if target in self._vouchers:
+        if self._vouchers and target in self._vouchers:  # hashing a target for each probe would cost
             self._passed[target] = self._clock()
 
     def _watched(self) -> Iterator[tuple[str, PassiveCheck]]:
