@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The fast path: an untagged IPv4 packet without options of an established flow, or a nat server's plain reply,
- * whose next hop is remembered. It decides before it touches anything: whatever is not plain is left, unchanged,
- * to the general path, which comes to the same result.
+ * whose next hop is remembered; or a packet that concerns no service. It decides before it touches anything:
+ * whatever is not plain is left, unchanged, to the general path, which comes to the same result.
  */
 #ifndef FAIRLEAD_FAST_H
 #define FAIRLEAD_FAST_H
@@ -155,6 +155,7 @@ __noinline int fast(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct plain p = { .eth = data, .ip = data + ETH_HLEN, .tcp = data + ETH_HLEN + sizeof(struct iphdr) };
 	__u32 ip_len;
+	__u8 to, from;
 
 	p.udp = (void *)p.tcp;
 	if ((void *)(p.tcp + 1) > end)
@@ -168,10 +169,14 @@ __noinline int fast(struct xdp_md *ctx)
 		return NOT_PLAIN;
 	p.ip_len = ip_len;
 	p.time = now();
-	if (near_bits(p.ip->daddr) & FL_NEAR_VIP)
+	to = near_bits(p.ip->daddr);
+	if (to & FL_NEAR_VIP)
 		return plain_request(ctx, &p);
-	if (near_bits(p.ip->saddr) & FL_NEAR_SERVER && !unroutable4(p.ip->daddr))
+	from = near_bits(p.ip->saddr);
+	if (from & FL_NEAR_SERVER && !unroutable4(p.ip->daddr))
 		return plain_reply(ctx, &p);
+	if (!((to | from) & FL_NEAR_SERVER))
+		return counted(FL_PASS_UNRELATED, XDP_PASS);
 	return NOT_PLAIN;
 }
 

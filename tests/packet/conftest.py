@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from fairlead.dataplane.xdp.libbpf import LoadedObject
-from support.xdp import Bed, build_links, open_bed, own_namespace, testbed_object
+from support.xdp import Bed, bed_object, build_links, open_bed, own_namespace
 
 
 @pytest.fixture(scope="package")
 def namespace() -> Iterator[None]:
-    with own_namespace(), LoadedObject(testbed_object()) as stub:
+    with own_namespace(), LoadedObject(bed_object()) as stub:
         links = build_links(stub)
         yield
         for link in links:

@@ -16,9 +16,25 @@ from fairlead.model.net import Endpoint, Protocol
 from fairlead.policy.flowhash import flow_hash, flow_message, probes, slot_of, source_message
 from packet.world import World
 from support.oracle import DROP, REDIRECT, Reply
-from support.packets import ACK, FIN, RST, SYN, TCP, UDP, Ends, ends, frame, packet, tcp, tcp_frame, udp_frame
+from support.packets import (
+    ACK,
+    FIN,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Ends,
+    ends,
+    frame,
+    ipv4,
+    packet,
+    tcp,
+    tcp_frame,
+    udp,
+    udp_frame,
+)
 from support.wait import until
-from support.xdp import INSIDE, SEED, Bed, open_bed
+from support.xdp import INSIDE, SEED, Bed, ip, open_bed
 
 pytestmark = pytest.mark.root
 
@@ -109,9 +125,7 @@ def test_the_choice_is_that_of_the_policy(world: World, version: int, by_source:
         tries = probes(flow_hash(SEED, message), len(SLOTS))
         wanted = next(server for slot in tries if (server := SERVERS[SLOTS[slot]]) != 3)
         e = Ends(source.address, source.port, vip.address, vip.port)
-        o = world.both(frame(packet(e, TCP, tcp(e))))
-        print(o.verdict, o.counter)
-        out = o.frame
+        out = world.both(frame(packet(e, TCP, tcp(e)))).frame
         assert server_of(out) == wanted + (15 if six else 9)
     assert slot_of(0xFFFFFFFF_00000000, 251) == 250
 
@@ -287,6 +301,77 @@ def test_a_flood_of_syns_pushes_out_no_established_flow(narrow: World) -> None:
     for n in range(20_000):
         narrow.bed.send(tcp_frame(f"198.51.{n >> 8}.{n & 255}:7", VIP, SYN))
     assert all(server_of(narrow.send(tcp_frame(client(n), VIP, ACK)).frame) == s for n, s in standing.items())
+
+
+def test_a_new_flow_takes_the_place_of_one_that_is_only_new(narrow: World) -> None:
+    """After a flood of SYNs has filled the table, a connection that means it is stored all the same."""
+    for n in range(5000):
+        narrow.bed.send(tcp_frame(f"198.51.{n >> 8}.{n & 255}:7", VIP, SYN))
+    before = narrow.bed.counters()
+    for n in range(100):
+        narrow.bed.send(tcp_frame(client(n), VIP, SYN))
+    after = narrow.bed.counters()
+    assert after[Counter.NEW_FLOW] - before[Counter.NEW_FLOW] == 100
+    assert after[Counter.STORE_FAILED] == before[Counter.STORE_FAILED]
+
+
+def test_a_full_table_of_established_flows_takes_no_more(narrow: World) -> None:
+    """What finds no place is forwarded all the same, and counted."""
+    for n in range(3000):
+        narrow.bed.send(tcp_frame(client(n), VIP, SYN))
+        narrow.bed.send(tcp_frame(client(n), VIP, ACK))
+    before = narrow.bed.counters()[Counter.STORE_FAILED]
+    assert narrow.send(tcp_frame("198.51.100.1:7", VIP, SYN)).verdict == REDIRECT
+    for n in range(50):
+        narrow.bed.send(tcp_frame(f"198.51.100.2:{n}", VIP, SYN))
+    assert narrow.bed.counters()[Counter.STORE_FAILED] > before
+
+
+def test_a_server_id_that_is_used_again_inherits_no_flow(world: World) -> None:
+    """The same id with another generation: the flow is chosen anew, here by turns to the next server."""
+    world.service(1, "nat", (1, 2), (0, 1), choice="turn")
+    for _ in range(3):
+        world.bed.send(tcp_frame("192.0.2.1:1", VIP, ACK))
+    first = server_of(world.bed.send(tcp_frame("192.0.2.1:1", VIP, ACK)).packet)
+    world.bed.server(first - 9, f"10.0.1.{first}:8080", generation=2)
+    assert server_of(world.bed.send(tcp_frame("192.0.2.1:1", VIP, ACK)).packet) != first
+
+
+def test_fragments_are_forgotten(namespace: None) -> None:
+    """A later fragment long after its first one is an orphan: the identification has been used again since."""
+    with open_bed(fragment_ttl=12) as bed:
+        world = World(bed)
+        world.server(1, "10.0.1.10:8080")
+        world.service(1, "nat", (1,), (0,))
+        world.listen(1, "10.0.0.100", UDP, 80)
+        e = ends("192.0.2.1:1", VIP)
+        datagram = udp(e, bytes(40))
+        first = frame(ipv4(e.source, e.destination, UDP, datagram[:24], identity=7, fragment=0x2000))
+        later = frame(ipv4(e.source, e.destination, UDP, datagram[24:], identity=7, fragment=3))
+        world.send(first)
+        assert world.send(later).verdict == REDIRECT
+        time.sleep(0.08)  # 12 ticks are 48 ms
+        assert world.send(later).counter is Counter.DROP_ORPHAN
+
+
+def test_a_next_hop_is_believed_for_a_short_time_only(namespace: None) -> None:
+    """A neighbour's new link address is used after at most ``hop_ttl``."""
+
+    def resolve(mac: str) -> None:
+        ip("neigh", "replace", "10.0.1.19", "lladdr", mac, "dev", INSIDE.name, "nud", "permanent")
+
+    with open_bed(hop_ttl=5) as bed:
+        world = World(bed)
+        world.server(1, "10.0.1.19:8080")
+        world.service(1, "nat", (1,), (0,))
+        world.listen(1, "10.0.0.100", TCP, 80)
+        before = world.send(tcp_frame("192.0.2.1:1", VIP)).frame[:6]
+        try:
+            resolve("02:00:00:00:00:99")
+            time.sleep(0.05)  # 5 ticks are 20 ms
+            assert world.send(tcp_frame("192.0.2.1:1", VIP)).frame[:6].hex() == "020000000099"
+        finally:
+            resolve(before.hex(":"))
 
 
 def test_only_the_flows_of_a_dead_server_move(world: World) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import hashlib
 import importlib.util
 import os
 import socket
@@ -33,14 +34,18 @@ NEWNET = 0x40000000
 
 @cache
 def compiled(source: Path) -> Path:
-    """The object of a BPF source, compiled for this test run."""
+    """The object of a BPF source; compiled once for all runs, until a source or the compiler changes."""
     spec = importlib.util.spec_from_file_location("bpf_build", ROOT / "bpf/build.py")
     assert spec is not None
     assert spec.loader is not None
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    output = BUILT / str(os.getpid())
-    result: Path = build.compile_program(source, output)
+    digest = hashlib.blake2b(" ".join(build.compiler()).encode(), digest_size=8)
+    for part in sorted((*(ROOT / "bpf").glob("*.[ch]"), source)):
+        digest.update(part.read_bytes())
+    output = BUILT / digest.hexdigest()
+    done = output / source.name.replace(".c", ".o")
+    result: Path = done if done.exists() else build.compile_program(source, output)
     return result
 
 
@@ -49,7 +54,7 @@ def program_object() -> Path:
     return compiled(ROOT / "bpf/fairlead.bpf.c")
 
 
-def testbed_object() -> Path:
+def bed_object() -> Path:
     """The compiled programs of the bed."""
     return compiled(ROOT / "tests/support/testbed.bpf.c")
 

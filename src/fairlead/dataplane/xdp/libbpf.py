@@ -470,7 +470,7 @@ class LoadedObject:
             for name, size in (max_entries or {}).items():
                 _check(library.bpf_map__set_max_entries(maps[name], size), f"sizing map {name}")
             for name, shared in (reuse or {}).items():
-                _check(library.bpf_map__reuse_fd(maps[name], shared.descriptor), f"reusing map {name}")
+                self._reuse(maps[name], shared, name)
             self._set_constants(maps, constants or {})
             self._load(multi_buffer=multi_buffer)
             for name, raw in maps.items():
@@ -479,6 +479,15 @@ class LoadedObject:
         except BaseException:
             self.close()
             raise
+
+    def _reuse(self, raw: ctypes.c_void_p, shared: BpfMap, name: str) -> None:
+        library = _library()
+        wanted = (library.bpf_map__type(raw), library.bpf_map__key_size(raw), library.bpf_map__value_size(raw))
+        if wanted != (shared.type, shared.key_size, shared.value_size):
+            raise DataPlaneError(
+                f"{self.path.name}: map {name} in the kernel is laid out otherwise than this program's"
+            )
+        _check(library.bpf_map__reuse_fd(raw, shared.descriptor), f"reusing map {name}")
 
     def _raw(self, following: str, name_of: str) -> Iterator[tuple[str, ctypes.c_void_p]]:
         library = _library()

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a program on restored packets, many at a time, and measures it beside others.
+
+A sample is one BPF_PROG_TEST_RUN of a few thousand packets (about a millisecond: longer ones collect timer ticks).
+Samples of all contenders of a row are taken in turns, in a random order each round.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.dataplane.xdp.libbpf import LoadedObject, Program
+
+GOLDEN = 0.6180339887498949
+SHORT, LONG = 64, 128  # bytes of a template
+ZERO = bytes(4)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Packets of ``flows`` flows: one frame whose source varies. ``address_at`` and ``port_at`` are offsets."""
+
+    frame: bytes
+    flows: int = 1
+    address_at: int = 26
+    port_at: int = 34
+    base_address: int = 0x0A400000  # 10.64.0.0
+
+    @property
+    def template(self) -> bytes:
+        """The frame, padded to what the harness restores."""
+        return self.frame.ljust(SHORT if len(self.frame) <= SHORT else LONG, b"\0")
+
+
+def stride_of(flows: int) -> int:
+    """A step that meets every flow once, and none after its neighbour."""
+    step = int(flows * GOLDEN) | 1
+    while math.gcd(step, flows) != 1:
+        step += 2
+    return step if flows > 1 else 1
+
+
+class Contender:
+    """A program behind the harness."""
+
+    def __init__(self, name: str, harness: Path, program: Program, traffic: Traffic, ifindex: int) -> None:
+        self.name, self.traffic, self.ifindex = name, traffic, ifindex
+        self._loaded: list[LoadedObject] = []
+        self._fill = self._open(harness, program, 1)
+        self._run = self._open(harness, program, stride_of(traffic.flows))
+
+    def _open(self, harness: Path, program: Program, stride: int) -> Program:
+        frame = self.traffic.template
+        constants = {
+            "frame_bytes": len(frame),
+            "template_words": 8 if len(frame) == SHORT else 16,
+            "flows": self.traffic.flows,
+            "stride": stride,
+            "address_at": self.traffic.address_at,
+            "port_at": self.traffic.port_at,
+            "base_address": self.traffic.base_address,
+        }
+        loaded = LoadedObject(harness, constants=constants)
+        self._loaded.append(loaded)
+        loaded.maps["template"].put(ZERO, frame.ljust(LONG, b"\0"))
+        loaded.maps["under_test"].put(ZERO, program.descriptor.to_bytes(4, "little"))
+        return loaded.programs["reset"]
+
+    def fill(self, rounds: int = 3) -> tuple[int, bytes]:
+        """Send every flow, in order, ``rounds`` times; verdict and bytes of the last packet."""
+        run = self._fill.run(self.traffic.template, ifindex=self.ifindex, repeat=self.traffic.flows * rounds)
+        return run.verdict, run.packet
+
+    def sample(self, packets: int) -> int:
+        """Mean time of a packet in ns, harness included."""
+        return self._run.run(self.traffic.template, ifindex=self.ifindex, repeat=packets).nanoseconds
+
+    def last(self) -> tuple[int, bytes]:
+        """Verdict and bytes of one more packet: a program that passes or drops must not look fast."""
+        run = self._run.run(self.traffic.template, ifindex=self.ifindex)
+        return run.verdict, run.packet
+
+    def close(self) -> None:
+        """Unload the harness."""
+        for loaded in self._loaded:
+            loaded.close()
+
+
+def measure(contenders: Sequence[Contender], samples: int, packets: int) -> Mapping[str, list[int]]:
+    """Samples of all contenders, taken in turns."""
+    taken: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+    order = list(contenders)
+    for contender in order:
+        contender.sample(packets)
+    for _ in range(samples):
+        random.shuffle(order)
+        for contender in order:
+            taken[contender.name].append(contender.sample(packets))
+    return taken
+
+
+def lower_quartile(values: Sequence[int]) -> float:
+    """What a packet takes when nothing interrupts: interrupts and neighbours only ever add."""
+    return statistics.quantiles(values, n=4)[0]
