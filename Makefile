@@ -11,7 +11,7 @@ NATIVE := $(wildcard worker/*.c worker/*.h bpf/*.c bpf/*.h)
 STALE := $(shell test "$$(cat $(VENV)/.made-at 2>&1)" = "$$(pwd -P)" && $(PYTHON) -c '' 2>&1 || rm -rf $(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt bench docs worker packages clean
+.PHONY: help run test check fmt bench bench-packet docs worker packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ fmt: $(READY) ## format and repair what can be repaired
 
 bench: packages $(READY) ## compare with HAProxy, nginx and a direct connection; ARGS=--quick for a minute
 	$(PYTHON) -m bench.run $(ARGS)
+
+bench-packet: packages $(READY) ## what the XDP program costs per packet (root); ARGS="--quick --peer-obj FILE"
+	$(PYTHON) -m bench.packet $(ARGS)
 
 docs: $(READY) ## generate the reference pages
 	$(PYTHON) docs/generate.py

@@ -25,11 +25,11 @@ from fairlead.dataplane.xdp.libbpf import LoadedObject  # noqa: E402
 from support.xdp import (  # noqa: E402
     OUTSIDE,
     Bed,
+    bed_object,
     build_links,
     compiled,
     own_namespace,
     program_object,
-    bed_object,
 )
 
 AA_TOLERANCE = 0.01
