@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.model.reasons import DownReason, IdleReason, RejectReason, ShareReason
+from fairlead.protocols.vrrp.machine import Why
+from fairlead.protocols.vrrp.packet import InvalidReason
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (".py", ".c", ".h")
@@ -78,5 +80,12 @@ def test_links_in_documents_resolve() -> None:
 
 def test_every_reason_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs/reference/reasons.md").read_text(), re.MULTILINE))
-    known = {reason.name.lower() for reason in RejectReason} | set(DownReason) | set(IdleReason) | set(ShareReason)
+    known = (
+        set(InvalidReason)
+        | set(Why)
+        | {reason.name.lower() for reason in RejectReason}
+        | set(DownReason)
+        | set(IdleReason)
+        | set(ShareReason)
+    )
     assert documented == known

@@ -8,6 +8,7 @@ that happens again and again (F05); a second answerer is an alarm that names its
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -249,7 +250,8 @@ class Addresses:
             self._ports.pop(index).close()
         for index, link in wanted.items():
             if index not in self._ports:
-                self._ports[index] = Port(index, link.name)
+                with contextlib.suppress(OSError):  # it has just gone, or gets another name: the next news say so
+                    self._ports[index] = Port(index, link.name)
 
     def _announce_due(self, it: _Address, now: float) -> None:
         link = self._netlink.link(it.vip.interface)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fairlead.announce.base import Event
-from fairlead.announce.vrrp.host import be_punctual, keep_few_rights
+from fairlead.announce.vrrp.host import be_punctual, keep_few_rights, missing_rights
 from fairlead.announce.vrrp.process import Process
 
 
@@ -18,6 +18,9 @@ def main() -> int:
     # The agent decides when this process ends; a terminal's Ctrl-C is meant for the agent.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    if missing_rights():
+        sys.stderr.write("owning VIPs needs CAP_NET_ADMIN and CAP_NET_RAW; run as root or grant them in the unit\n")
+        return 1
     try:
         process = Process(Path(sys.argv[1]))
     except OSError as error:
@@ -37,8 +40,6 @@ def main() -> int:
 def _explain(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return "another fairlead owns VIPs in this network namespace; only one may"
-    if error.errno == errno.EPERM:
-        return "owning VIPs needs CAP_NET_ADMIN and CAP_NET_RAW; run as root or grant them in the unit"
     return str(error)
 
 

@@ -11,12 +11,20 @@ import gc
 import os
 import resource
 import struct
+from pathlib import Path
 
 _PRIORITY = 10  # of SCHED_RR: above ordinary work, below the kernel's own threads
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
+_NEEDED = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+
+
+def missing_rights() -> bool:
+    """Whether one of the two capabilities that the work needs is not there."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    return effective & _NEEDED != _NEEDED
 
 
 def be_punctual() -> list[str]:
@@ -50,10 +58,9 @@ def _lock_memory() -> str | None:
 def keep_few_rights() -> list[str]:
     """Keep the two capabilities that the work needs, and never gain another."""
     libc = ctypes.CDLL(None, use_errno=True)
-    needed = 1 << _CAP_NET_ADMIN | 1 << _CAP_NET_RAW
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
     # Effective, permitted, inheritable; first the low 32 bits of each, then the high ones.
-    sets = ctypes.create_string_buffer(struct.pack("=IIIIII", needed, needed, 0, 0, 0, 0))
+    sets = ctypes.create_string_buffer(struct.pack("=IIIIII", _NEEDED, _NEEDED, 0, 0, 0, 0))
     refused = []
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
