@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import structlog
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -81,3 +82,10 @@ def runtime() -> Iterator[Path]:
     """An empty directory with a short path: the path of a unix socket has room for 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as path:
         yield Path(path)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """A test that redirects the log does so for itself alone."""
+    yield
+    structlog.reset_defaults()

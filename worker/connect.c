@@ -127,10 +127,19 @@ void connect_failed(struct flow *flow)
 		flow_end(flow, CONNECT_FAILED, true);
 }
 
+void connect_proved_good(struct flow *flow)
+{
+	__atomic_store_n(&flow->server->row->consecutive_failures, 0, __ATOMIC_RELAXED);
+}
+
+void connect_proved_bad(struct flow *flow)
+{
+	count32(&flow->server->row->consecutive_failures, 1);
+}
+
 void connect_done(struct flow *flow)
 {
 	count(&flow->server->row->connections, 1);
-	__atomic_store_n(&flow->server->row->consecutive_failures, 0, __ATOMIC_RELAXED);
 	free(flow->tried);
 	flow->tried = NULL;
 	flow->introducing = flow->service->spec.send_proxy != 0;

@@ -15,6 +15,13 @@ void connect_failed(struct flow *flow);
 bool connect_book_failure(struct flow *flow);
 
 /* The server answered. */
+/*
+ * What passive checking goes by: a server that answered, or ended in order, is good; one that resets before its first
+ * byte is as bad as one that refuses. To be connected says little: a process that hangs still accepts.
+ */
+void connect_proved_good(struct flow *flow);
+void connect_proved_bad(struct flow *flow);
+
 void connect_done(struct flow *flow);
 
 /* Flows that are still connecting to the server start again with another one; established ones are not touched. */

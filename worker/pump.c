@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "connect.h"
 #include "proxy.h"
 
 #define SCRATCH 262144u /* bulk through loopback costs a quarter less processor time than with 64 kB */
@@ -78,6 +79,8 @@ static void account(struct flow *flow, unsigned from, uint64_t n)
 	struct fl_service_row *service = flow->service->row;
 	struct fl_server_row *server = flow->server->row;
 
+	if (from == SERVER && flow->bytes[SERVER] == 0)
+		connect_proved_good(flow);
 	flow->bytes[from] += n;
 	flow->active_ms = worker.now_ms;
 	count(from == CLIENT ? &service->bytes_in : &service->bytes_out, n);

@@ -54,10 +54,13 @@ static void conclude(struct flow *flow)
 {
 	for (unsigned from = CLIENT; from <= SERVER; from++)
 		if (flow->side[from].end == END_RST && flow->side[from].pending == NULL) {
+			if (from == SERVER && flow->bytes[SERVER] == 0)
+				connect_proved_bad(flow);
 			pass_reset(flow, from);
 			return;
 		}
 	if (finished(&flow->side[CLIENT]) && finished(&flow->side[SERVER])) {
+		connect_proved_good(flow);
 		flow_end(flow, REASON_NONE, false);
 		return;
 	}

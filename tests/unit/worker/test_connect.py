@@ -60,9 +60,39 @@ def test_success_ends_the_row_of_failures(worker: Worker) -> None:
     assert worker.refuses(vip)
     assert worker.memory.server()["consecutive_failures"] == 1
     with Server(port=where[1]) as server:
-        worker.pair(vip, server)
+        client, real = worker.pair(vip, server)
         until(lambda: worker.memory.server()["connections"] == 1, 5, "connected")
+        assert worker.memory.server()["consecutive_failures"] == 1, "a process that hangs accepts, too"
+        real.sendall(b"x")
+        assert client.recv(1) == b"x"
         assert worker.memory.server()["consecutive_failures"] == 0
+
+
+def test_a_reset_instead_of_an_answer_is_a_failure_and_an_orderly_end_is_none(worker: Worker) -> None:
+    with Server() as server:
+        worker.server(1, server.where)
+        worker.table(1, [1])
+        worker.service()
+        vip = worker.listen()
+        for number in (1, 2):
+            client, real = worker.pair(vip, server)
+            reset(real)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            assert worker.memory.server()["consecutive_failures"] == number
+        client, real = worker.pair(vip, server)
+        client.shutdown(socket.SHUT_WR)
+        assert real.recv(1) == b""
+        real.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        until(lambda: worker.memory.server()["consecutive_failures"] == 0, 5, "the end was in order")
+        client, real = worker.pair(vip, server)
+        real.sendall(b"x")
+        assert client.recv(1) == b"x"
+        reset(real)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert worker.memory.server()["consecutive_failures"] == 0, "it had answered"
 
 
 def test_retries_are_bounded_and_the_client_gets_a_reset(worker: Worker) -> None:
