@@ -71,7 +71,7 @@ def test_f02_after_a_partition_of_one_direction_heals_the_neighbours_know_the_ow
         until(lambda: two.state() == "active", 3, "two hears nothing and takes over")
         until(lambda: client.neighbour(ADDRESS) == two.node.mac(), 3, "the client believes two at some moment")
         net.nft("delete table bridge t")
-        until(lambda: net.owners(VIP) == ["one"], 1, "one owner")
+        until(lambda: net.owners(VIP) == ["one"], 0.3, "one owner after an advertisement")
         until(lambda: client.neighbour(ADDRESS) == one.node.mac(), 2, "the client knows it")
         assert [it.transitions_total for it in one.hear().instances] == [2], "it was the owner all the time"
 

@@ -122,3 +122,4 @@ def test_f01_a_stall(bed: Bed, stall_s: float, figure: Figure) -> None:
     # What it sent between its last report and the stall is counted, too: one second's worth at most.
     assert report.sent_total <= sent + 11
     assert "stalled" in report.why or "preempted" in report.why
+    assert ("vrrp_stall" in bed.one.kinds()) == (stall_s > 2)

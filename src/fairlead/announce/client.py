@@ -38,12 +38,16 @@ class VrrpProcess:
     Args:
         directory: Of the control socket and the log.
         on_event: Takes what happened.
+        module: Of the process.
     """
 
-    def __init__(self, directory: Path, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self, directory: Path, on_event: Callable[[Event], None], module: str = "fairlead.announce.vrrp"
+    ) -> None:
         self._path = directory / "vrrp.sock"
         self._log = directory / "vrrp.log"
         self._on_event = on_event
+        self._module = module
         self._wanted = Wanted()
         self._report = Report()
         self._changed = asyncio.Event()
@@ -51,7 +55,6 @@ class VrrpProcess:
         self._pid = 0
         self._children: set[int] = set()
         self._keeper: asyncio.Task[None] | None = None
-        self._problem: str | None = None
 
     async def start(self) -> None:
         """Adopt a process that runs; one is started with the first wish."""
@@ -69,11 +72,6 @@ class VrrpProcess:
     def report(self) -> Report:
         """How things were a moment ago."""
         return self._report
-
-    @property
-    def problem(self) -> str | None:
-        """Why there is no process although one is needed, or None."""
-        return self._problem
 
     def release(self, instance: str) -> None:
         """Hand over to another node."""
@@ -120,11 +118,9 @@ class VrrpProcess:
             try:
                 if self._connection is None:
                     await self._spawn()
-                self._problem = None
                 self._send("set", self._wanted)
                 await self._listen()
             except _Lost as error:
-                self._problem = str(error)
                 self._hang_up()
                 self._reap()
                 if self._is_needed():
@@ -190,7 +186,7 @@ class VrrpProcess:
             # -P: a module in the working directory must not take the place of one of the library.
             return os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-P", "-m", "fairlead.announce.vrrp", os.fspath(self._path)],
+                [sys.executable, "-P", "-m", self._module, os.fspath(self._path)],
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),

@@ -153,6 +153,9 @@ class Process:
             self._settle_group(router, now)
         if self._wanted is not None:
             self._addresses.check(now)
+        routers = (*self._routers.values(), *self._leaving)
+        for key in [key for key, wire in self._wires.items() if not any(router.is_on(wire) for router in routers)]:
+            self._wires.pop(key).close()
 
     def _settle_group(self, moved: Router, now: float) -> None:
         """Instances of one sync group move together."""
@@ -241,8 +244,6 @@ class Process:
     def _wire(self, index: int, name: str, family: int) -> Wire | None:
         found = self._wires.get((index, family))
         if found is None:
-            for key in [key for key, wire in self._wires.items() if wire.name == name and key[0] != index]:
-                self._wires.pop(key).close()
             try:
                 found = self._wires[index, family] = Wire(index, name, family)
             except OSError as error:
