@@ -342,6 +342,7 @@ def test_priority_255_owns_an_address_that_is_its_own(net: Lan, make: Make) -> N
 
 def test_the_process_keeps_few_rights(make: Make) -> None:
     with make("one") as one:
+        until(lambda: one.state() == "backup", 5, "it runs")
         status = Path(f"/proc/{one.pid}/status").read_text()
         rights = {line.split(":")[0]: line.split(":")[1].strip() for line in status.splitlines() if ":" in line}
         assert int(rights["CapEff"], 16) == int(rights["CapPrm"], 16) == 1 << 12 | 1 << 13
