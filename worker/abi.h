@@ -13,7 +13,7 @@
 
 #include <stdint.h>
 
-#define FL_ABI_VERSION 4u
+#define FL_ABI_VERSION 5u
 #define FL_NAME_MAX 64u /* a service name, 63 bytes and NUL */
 #define FL_KEY_MAX 192u /* POOL/SERVER and NUL; a server's name may be [V6]:PORT */
 #define FL_MAX_WORKERS 32u
@@ -153,6 +153,11 @@ struct fl_service {
 	uint32_t connections_per_source;
 	uint32_t new_per_source; /* per second, burst of the same size */
 	uint32_t ranges;
+	uint32_t queue;			/* connections that may wait for a full server, over all workers */
+	uint32_t queue_ms;		/* how long; 0: for ever */
+	uint8_t source_v4, source_v6;	/* prefix lengths: how much of an address makes one source */
+	uint16_t reserved2;
+	uint32_t reserved3;
 	uint64_t seed[2]; /* SipHash key, little endian halves of the 16 bytes */
 	char name[FL_NAME_MAX];
 	char pool[FL_NAME_MAX]; /* the agent's own note */
@@ -205,7 +210,7 @@ struct fl_server_row {
 struct fl_service_row {
 	uint64_t connections, bytes_in, bytes_out;
 	uint32_t active;
-	uint32_t reserved;
+	uint32_t queued; /* of the active ones */
 	uint64_t rejected[FL_REASONS];
 };
 
@@ -230,6 +235,8 @@ struct fl_shared_server {
 struct fl_shared_service {
 	uint32_t active; /* over all workers; atomic */
 	uint32_t cursor; /* rr, wrr; atomic */
+	uint32_t queued; /* over all workers; atomic */
+	uint32_t reserved;
 };
 
 #define FL_SOURCES 65536u /* slots of the source and persistence tables, power of two */

@@ -33,6 +33,13 @@ bool address_wildcard(const struct fl_address *address)
 	return address->family == 4 ? memcmp(ip + 12, zero, 4) == 0 : memcmp(ip, zero, 16) == 0;
 }
 
+void address_mask(uint8_t ip[16], unsigned bits)
+{
+	for (unsigned i = 0; i < 16; i++, bits -= bits < 8 ? bits : 8)
+		if (bits < 8)
+			ip[i] &= (uint8_t)(0xff00 >> bits);
+}
+
 socklen_t address_to_socket(const struct fl_address *address, uint16_t port, struct sockaddr_storage *out)
 {
 	struct sockaddr_in *v4 = (struct sockaddr_in *)out;

@@ -16,6 +16,9 @@ bool address_equal(const struct fl_address *a, const struct fl_address *b);
 /* 0.0.0.0, :: or port 0: the socket itself must be asked where a client connected to. */
 bool address_wildcard(const struct fl_address *address);
 
+/* Clears all but the first bits of an address; IPv4 has 96 bits in front. */
+void address_mask(uint8_t ip[16], unsigned bits);
+
 /* Returns the length of the filled in socket address. */
 socklen_t address_to_socket(const struct fl_address *address, uint16_t port, struct sockaddr_storage *out);
 

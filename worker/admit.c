@@ -21,7 +21,7 @@ static enum reason enter(struct service *service, const struct fl_address *clien
 
 	*source = 0;
 	if (spec->connections_per_source || spec->new_per_source)
-		return source_enter(service, client->ip, source);
+		return source_enter(service, client, source);
 	return REASON_NONE;
 }
 

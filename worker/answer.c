@@ -142,7 +142,7 @@ static enum progress send_dump(struct answer *answer, int to)
 
 static enum fl_flow_state state_of(const struct flow *flow)
 {
-	if (flow->phase == PHASE_GREETING || flow->phase == PHASE_CONNECTING || flow->phase == PHASE_WAITING)
+	if (flow->phase < PHASE_OPEN)
 		return FL_CONNECTING;
 	if (flow->side[CLIENT].end != END_NONE)
 		return FL_CLIENT_CLOSED;

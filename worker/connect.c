@@ -12,6 +12,7 @@
 
 #include "address.h"
 #include "descriptors.h"
+#include "queue.h"
 #include "relay.h"
 #include "schedule.h"
 #include "transparent.h"
@@ -72,6 +73,8 @@ bool connect_book_failure(struct flow *flow)
 /* Nobody is left in this round. */
 static void pause_or_end(struct flow *flow, enum reason why)
 {
+	if (why == SERVERS_FULL && queue_enter(flow))
+		return;
 	if (flow->tried == NULL || flow->tried->count == 0 || flow->service->spec.mode != FL_FORWARD) {
 		flow_end(flow, why, true);
 		return;
@@ -82,6 +85,13 @@ static void pause_or_end(struct flow *flow, enum reason why)
 }
 
 void connect_next(struct flow *flow)
+{
+	if (!link_alone(&flow->service->queue) && queue_enter(flow)) /* behind those that came before */
+		return;
+	connect_now(flow);
+}
+
+void connect_now(struct flow *flow)
 {
 	enum reason why;
 	int error;

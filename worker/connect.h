@@ -8,6 +8,9 @@
 /* Gives a new flow (or one that paused) to a server. The flow may be dead afterwards. */
 void connect_next(struct flow *flow);
 
+/* The same for one that was first in its service's queue; it may be queued again, in its place. */
+void connect_now(struct flow *flow);
+
 /* The present try failed; another server is next, or the end. */
 void connect_failed(struct flow *flow);
 

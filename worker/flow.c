@@ -7,6 +7,7 @@
 
 #include "descriptors.h"
 #include "peers.h"
+#include "queue.h"
 #include "shm.h"
 #include "source.h"
 #include "sticky.h"
@@ -123,6 +124,8 @@ void flow_drop_server(struct flow *flow, bool reset)
 		total_subtract(&server->shared->active, 1);
 		count32(&server->row->active, -1u);
 		flow->server = NULL;
+		if (server->spec.max_connections)
+			queue_place_freed();
 	}
 	close_side(&flow->side[SERVER], reset);
 }
@@ -133,6 +136,8 @@ void flow_end(struct flow *flow, enum reason reason, bool reset)
 
 	if (reason != REASON_NONE)
 		reject(service, reason);
+	if (flow->phase == PHASE_QUEUED)
+		queue_leave(flow);
 	if (service->spec.persist_ms && flow->server)
 		sticky_refresh(flow);
 	/* Accounts before sockets: who sees the end and comes back at once finds its place free. */

@@ -22,6 +22,7 @@ enum phase {
 	PHASE_FREE,
 	PHASE_GREETING, /* the client has still to send its PROXY header */
 	PHASE_CONNECTING,
+	PHASE_QUEUED,	/* all servers are full */
 	PHASE_WAITING,	/* all servers were tried; a pause before the next round */
 	PHASE_OPEN,
 	PHASE_DATAGRAM,
@@ -72,7 +73,7 @@ struct flow {
 	struct service *service;
 	struct server *server;
 	struct link of_server;
-	struct link ready; /* of a datagram flow: its place in the order of age */
+	struct link ready; /* of a datagram flow: its place in the order of age; of a queued one: in its queue */
 	struct timer timer;
 	struct datagram_flow datagram;
 	struct tried *tried;

@@ -26,6 +26,7 @@
 #include "flow.h"
 #include "listener.h"
 #include "peers.h"
+#include "queue.h"
 #include "relay.h"
 #include "schedule.h"
 #include "shm.h"
@@ -89,6 +90,8 @@ static int wait_ms(void)
 	int wait = relay_busy() ? 0 : timers_wait(worker.now_ms);
 	uint64_t other = descriptors_look_at();
 
+	if (queue_look_at() < other)
+		other = queue_look_at();
 	if (worker.draining && worker.drain_deadline_ms < other)
 		other = worker.drain_deadline_ms;
 	if (other != UINT64_MAX && (wait < 0 || until(other) < wait))
@@ -120,6 +123,7 @@ static void loop(void)
 			dispatch(&events[i], round);
 		datagram_flush();
 		timers_run(worker.now_ms, relay_timer);
+		queue_run();
 		control_run();
 		check_drain();
 		flows_recycle();

@@ -220,6 +220,9 @@ void relay_timer(struct timer *timer)
 	case PHASE_GREETING:
 		greeting_timer(flow);
 		break;
+	case PHASE_QUEUED:
+		flow_end(flow, QUEUE_TIMEOUT, true);
+		break;
 	case PHASE_DATAGRAM:
 		datagram_timer(flow);
 		break;

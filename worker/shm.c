@@ -74,7 +74,9 @@ static void repair_service(struct fl_shm *shm, uint32_t slot, size_t i)
 
 	if (row->active)
 		total_subtract(&shm->service[i].active, row->active);
-	row->active = 0;
+	if (row->queued)
+		total_subtract(&shm->service[i].queued, row->queued);
+	row->active = row->queued = 0;
 }
 
 static void repair_server(struct fl_shm *shm, uint32_t slot, size_t i)

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "address.h"
 #include "flow.h"
 #include "shm.h"
 
@@ -72,13 +73,17 @@ static enum reason admit(struct fl_source *row, const struct fl_service *spec)
 	return REASON_NONE;
 }
 
-enum reason source_enter(struct service *service, const uint8_t ip[16], uint32_t *index)
+enum reason source_enter(struct service *service, const struct fl_address *client, uint32_t *index)
 {
 	struct fl_source *table = worker.shm->source, *row;
-	uint32_t first = bucket_of(service->spec.seed, service->spec.id, ip);
 	enum reason why = REASON_NONE;
+	uint32_t first;
+	uint8_t ip[16];
 
 	*index = 0;
+	memcpy(ip, client->ip, sizeof(ip));
+	address_mask(ip, client->family == 4 ? 96u + service->spec.source_v4 : service->spec.source_v6);
+	first = bucket_of(service->spec.seed, service->spec.id, ip);
 	bucket_lock(&table[first].lock);
 	row = find(&table[first], service, ip);
 	if (row) {

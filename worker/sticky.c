@@ -4,14 +4,8 @@
 
 #include <string.h>
 
+#include "address.h"
 #include "shm.h"
-
-static void mask(uint8_t ip[16], unsigned bits)
-{
-	for (unsigned i = 0; i < 16; i++, bits -= bits < 8 ? bits : 8)
-		if (bits < 8)
-			ip[i] &= (uint8_t)(0xff00 >> bits);
-}
 
 /* The live row of the client, else the one to give up for it. */
 static struct fl_sticky *find(const struct binding *binding, uint32_t service, bool *found)
@@ -35,7 +29,7 @@ static void lock_for(struct binding *binding, const struct flow *flow)
 	const struct fl_service *spec = &flow->service->spec;
 
 	memcpy(binding->ip, flow->client.ip, 16);
-	mask(binding->ip, flow->client.family == 4 ? 96u + spec->persist_v4 : spec->persist_v6);
+	address_mask(binding->ip, flow->client.family == 4 ? 96u + spec->persist_v4 : spec->persist_v6);
 	binding->bucket = &worker.shm->sticky[bucket_of(spec->seed, spec->id, binding->ip)];
 	bucket_lock(&binding->bucket->lock);
 }

@@ -13,6 +13,7 @@
 #include "datagram.h"
 #include "flow.h"
 #include "listener.h"
+#include "queue.h"
 #include "transparent.h"
 
 static struct server *servers[FL_MAX_SERVERS];
@@ -113,7 +114,7 @@ static struct verdict service_check(const struct fl_service *message, size_t len
 		return REFUSE(errno, "`transparent` needs CAP_NET_ADMIN");
 	if (message->ranges > FL_MAX_RANGES || length != sizeof(*message) + message->ranges * sizeof(struct fl_range))
 		return REFUSE(EINVAL, "length does not match the number of ranges");
-	if (message->persist_v4 > 32 || message->persist_v6 > 128)
+	if (message->persist_v4 > 32 || message->persist_v6 > 128 || message->source_v4 > 32 || message->source_v6 > 128)
 		return REFUSE(EINVAL, "prefix length out of range");
 	if (memchr(message->name, '\0', sizeof(message->name)) == NULL)
 		return REFUSE(EINVAL, "service name is not terminated");
@@ -142,6 +143,8 @@ struct verdict service_put(const struct fl_service *message, size_t length)
 		free(range);
 		return REFUSE(ENOMEM, "no memory for a service");
 	}
+	if (services[message->id] == NULL)
+		queue_init(service);
 	if (size)
 		memcpy(range, message + 1, size);
 	if (message->table)

@@ -34,6 +34,8 @@ struct service {
 	struct fl_service_row *row;
 	struct fl_shared_service *shared;
 	struct listener *listeners;
+	struct link queue;   /* struct flow .ready: those that wait for a full server, the oldest first */
+	struct link waiting; /* in the list of services whose queue is not empty */
 	uint32_t flows;
 	bool deleted; /* kept by its flows */
 };

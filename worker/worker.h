@@ -67,6 +67,7 @@ enum reason {
 	FLOW_EVICTED,
 	PROXY_MALFORMED,
 	PROXY_TIMEOUT,
+	QUEUE_TIMEOUT,
 };
 
 #endif

@@ -227,6 +227,8 @@ class Worker:
             "retries": 3,
             "persist_v4": 32,
             "persist_v6": 128,
+            "source_v4": 32,
+            "source_v6": 64,
             "seed": SEED,
             "name": f"service-{number}".encode(),
         }

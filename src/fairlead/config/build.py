@@ -74,6 +74,10 @@ def _service(name: str, service: services.Service) -> VirtualService:
             connections=service.limits.connections,
             connections_per_source=service.limits.connections_per_source,
             new_per_source=service.limits.new_per_source,
+            prefix_v4=service.limits.prefix_v4,
+            prefix_v6=service.limits.prefix_v6,
+            queue=service.limits.queue,
+            queue_timeout_s=service.limits.queue_timeout,
         ),
         when_all_down=service.when_all_down,
     )

@@ -28,6 +28,7 @@ class RejectReason(IntEnum):
     FLOW_EVICTED = 13  # the oldest UDP flow gave way to a new one, because the table was full
     PROXY_MALFORMED = 14  # the client's PROXY header is none, or breaks the protocol
     PROXY_TIMEOUT = 15  # no whole PROXY header within 3 s
+    QUEUE_TIMEOUT = 16  # every server stayed at max_connections for limits.queue_timeout
 
 
 class DownReason(StrEnum):

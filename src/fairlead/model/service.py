@@ -67,11 +67,22 @@ class Persistence:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds of a service; 0 means none. ``new_per_source`` is per second."""
+    """Upper bounds of a service; 0 means none. ``new_per_source`` is per second.
+
+    Attributes:
+        prefix_v4: How much of an IPv4 address makes one source.
+        prefix_v6: The same for IPv6.
+        queue: Connections that may wait while every server is full; 0: none.
+        queue_timeout_s: How long; 0: for ever.
+    """
 
     connections: int = 0
     connections_per_source: int = 0
     new_per_source: int = 0
+    prefix_v4: int = 32
+    prefix_v6: int = 64
+    queue: int = 0
+    queue_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

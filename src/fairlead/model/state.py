@@ -105,6 +105,10 @@ class ServiceSpec:
     max_connections: int = 0
     connections_per_source: int = 0
     new_per_source: int = 0
+    source_prefix_v4: int = 32
+    source_prefix_v6: int = 64
+    queue: int = 0
+    queue_timeout_ms: int = 10_000
     allowed: tuple[AddressRange, ...] | None = None
     transparent: bool = False
     accept_proxy: bool = False

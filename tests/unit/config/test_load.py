@@ -127,7 +127,9 @@ services:
     half_close_timeout: 2s
     allow: [192.0.2.0/24, 198.51.100.1]
     deny: ["2001:db8::/32"]
-    limits: {connections: 1, connections_per_source: 2, new_per_source: 3}
+    limits:
+      {connections: 1, connections_per_source: 2, new_per_source: 3, prefix_v4: 24, prefix_v6: 56, queue: 4,
+       queue_timeout: 5s}
     when_all_down: use_all
 """
         + POOL
@@ -142,7 +144,7 @@ services:
     )
     assert read.allow == (IPv4Network("192.0.2.0/24"), IPv4Network("198.51.100.1/32"))
     assert [str(n) for n in read.deny] == ["2001:db8::/32"]
-    assert read.limits == Limits(1, 2, 3)
+    assert read.limits == Limits(1, 2, 3, 24, 56, 4, 5.0)
     assert (read.engine, read.scheduler, read.when_all_down) == (Engine.USERSPACE, Scheduler.WLC, WhenAllDown.USE_ALL)
 
 

@@ -15,7 +15,7 @@ import pytest
 from fairlead.dataplane.base import DataPlane, FlowFilter
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import AddressRange
-from fairlead.model.service import Persistence, Scheduler
+from fairlead.model.service import Persistence, ProxyHeader, Scheduler
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -71,6 +71,13 @@ def states() -> dict[str, ForwardingState]:
         max_connections=5,
         connections_per_source=6,
         new_per_source=7,
+        source_prefix_v4=24,
+        source_prefix_v6=48,
+        queue=8,
+        queue_timeout_ms=9,
+        accept_proxy=True,
+        send_proxy=ProxyHeader.V2,
+        pool="six",
         allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF), AddressRange(1 << 120, (1 << 121) - 1)),
     )
     closed = service_spec("web", mode=ServiceMode.DROP, allowed=())

@@ -300,7 +300,8 @@ class TestServices:
     def test_settings_arrive_whole(self) -> None:
         everything = service(
             scheduler=Scheduler.WLC, persistence=Persistence(300.0, 24, 64), idle_timeout_s=0.0004,
-            connect_timeout_s=1.5, half_close_timeout_s=0.0, retries=7, limits=Limits(1, 2, 3), transparent=True,
+            connect_timeout_s=1.5, half_close_timeout_s=0.0, retries=7, limits=Limits(1, 2, 3, 24, 56, 4, 5.0),
+            transparent=True,
             accept_proxy=True, send_proxy=ProxyHeader.V2, allow=(ip_network("10.0.0.0/8"),),
         )  # fmt: skip
         spec = derive.desired(configuration(everything, pool(real("a"))), Runtime(), 0.0).state.services["web"]
@@ -311,6 +312,7 @@ class TestServices:
         assert (spec.idle_timeout_ms, spec.connect_timeout_ms, spec.half_close_timeout_ms) == (1, 1500, 0)
         assert (spec.retries, spec.persistence) == (7, Persistence(300.0, 24, 64))
         assert (spec.max_connections, spec.connections_per_source, spec.new_per_source) == (1, 2, 3)
+        assert (spec.source_prefix_v4, spec.source_prefix_v6, spec.queue, spec.queue_timeout_ms) == (24, 56, 4, 5000)
         assert spec.allowed == (AddressRange(low, low + 0xFFFFFF),)
         assert (spec.transparent, spec.accept_proxy, spec.send_proxy) == (True, True, ProxyHeader.V2)
 

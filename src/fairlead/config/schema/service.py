@@ -45,6 +45,14 @@ class Limits(Part):
     connections: Annotated[int, _COUNT] = key(0, "Established connections of the service.")
     connections_per_source: Annotated[int, _COUNT] = key(0, "Established connections of one source address.")
     new_per_source: Annotated[int, _COUNT] = key(0, "New connections of one source address per second.")
+    prefix_v4: Annotated[int, integer(1, 32)] = key(32, "Length of the prefix that makes IPv4 addresses one source.")
+    prefix_v6: Annotated[int, integer(1, 128)] = key(64, "Length of the prefix that makes IPv6 addresses one source.")
+    queue: Annotated[int, _COUNT] = key(
+        0, "TCP connections that may wait while every server is at its `max_connections`; they count as established."
+    )
+    queue_timeout: Annotated[float, duration(0.001, _DAYS_30, off=True)] = key(
+        10.0, "How long they wait before they are refused."
+    )
 
 
 class Persistence(Part):

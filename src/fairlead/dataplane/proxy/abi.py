@@ -12,7 +12,7 @@ from enum import IntEnum
 from mmap import mmap
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 NAME_MAX = 64
 KEY_MAX = 192
 MAX_WORKERS = 32
@@ -168,6 +168,12 @@ SERVICE = Layout(
     connections_per_source="I",
     new_per_source="I",
     ranges="I",
+    queue="I",
+    queue_ms="I",
+    source_v4="B",
+    source_v6="B",
+    reserved2="H",
+    reserved3="I",
     seed="16s",
     name="64s",
     pool="64s",
@@ -205,7 +211,7 @@ SERVICE_ROW = Layout(
     bytes_in="Q",
     bytes_out="Q",
     active="I",
-    reserved="I",
+    queued="I",
     rejected=f"{REASONS}Q",
 )
 WORKER_ROW = Layout(
@@ -223,7 +229,7 @@ WORKER_ROW = Layout(
     server=f"{MAX_SERVERS * SERVER_ROW.size}x",
 )
 SHARED_SERVER = Layout("fl_shared_server", active="I")
-SHARED_SERVICE = Layout("fl_shared_service", active="I", cursor="I")
+SHARED_SERVICE = Layout("fl_shared_service", active="I", cursor="I", queued="I", reserved="I")
 SOURCE = Layout(
     "fl_source",
     lock="I",
