@@ -58,16 +58,20 @@ static bool remember(struct flow *flow, uint32_t server)
 	return true;
 }
 
-bool connect_book_failure(struct flow *flow)
+/* Takes the server, which could not be reached, from the flow; false when no further try is allowed. */
+static bool give_up_server(struct flow *flow)
 {
-	struct server *server = flow->server;
-	bool remembered;
+	bool remembered = remember(flow, flow->server->spec.id); /* else it could be tried again, without a pause */
 
-	count(&server->row->connect_failures, 1);
-	count32(&server->row->consecutive_failures, 1);
-	remembered = remember(flow, server->spec.id); /* else the same server could be tried again, without a pause */
 	flow_drop_server(flow, false);
 	return remembered && flow->tries <= flow->service->spec.retries;
+}
+
+bool connect_book_failure(struct flow *flow)
+{
+	count(&flow->server->row->connect_failures, 1);
+	count32(&flow->server->row->consecutive_failures, 1);
+	return give_up_server(flow);
 }
 
 /* Nobody is left in this round. */
@@ -125,7 +129,8 @@ void connect_now(struct flow *flow)
 			flow_end(flow, NO_MEMORY, true);
 			return;
 		}
-	} while (connect_book_failure(flow));
+		/* Without a local port for this server it is not the server's failure: there are ports for the others. */
+	} while (error == EADDRNOTAVAIL ? give_up_server(flow) : connect_book_failure(flow));
 	flow_end(flow, CONNECT_FAILED, true);
 }
 

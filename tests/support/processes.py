@@ -58,7 +58,7 @@ class Nginx:
         self.configuration.write_text(
             textwrap.dedent(f"""\
             daemon off; master_process off; pid {self.directory}/pid; error_log {self.directory}/error.log;
-            events {{ worker_connections 4096; }}
+            events {{ worker_connections 16384; }}
             http {{
               access_log {self.directory}/access.log combined;
               client_body_temp_path {self.directory}/b; proxy_temp_path {self.directory}/p;

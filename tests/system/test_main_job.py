@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -105,6 +107,26 @@ def test_draining_under_load_loses_nothing(site: Site) -> None:
     assert long.failures() == []
 
 
+def test_f28_a_port_that_is_used_again_is_a_new_flow_and_avoids_a_draining_server(site: Site) -> None:
+    site.daemon.cli("drain", "web/a")
+    source, slowest = free_port(), 0.0
+    for _ in range(200):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no TIME_WAIT: free at once
+            s.settimeout(5)
+            s.bind(("127.0.0.1", source))
+            begin = time.monotonic()
+            s.connect(("127.0.0.1", site.port))
+            slowest = max(slowest, time.monotonic() - begin)
+            s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = s.recv(65536)
+            while not answer.endswith((b"a\n", b"b\n", b"c\n")):
+                answer += s.recv(65536)
+            assert not answer.endswith(b"a\n")
+    assert slowest < 0.5, "a SYN was dropped and sent again"  # a second later
+
+
 def test_maint_ends_the_connections_of_its_server_only(site: Site) -> None:
     with Traffic("127.0.0.1", site.port, long=True, threads=9) as long:
         until(lambda: {a.server for a in long.answers} == {"a", "b", "c"}, 20, "long connections on all servers")
@@ -119,7 +141,7 @@ def test_maint_ends_the_connections_of_its_server_only(site: Site) -> None:
 
 
 @pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
-def test_100_reloads_under_load_lose_nothing(site: Site, long: bool) -> None:
+def test_f35_100_reloads_under_load_lose_nothing(site: Site, long: bool) -> None:
     with (
         Traffic("127.0.0.1", site.port, long=long) as traffic,
         wrk(f"http://127.0.0.1:{site.port}/", seconds=60, close=not long) as load,

@@ -230,7 +230,7 @@ def test_a_row_of_a_live_worker_is_refused(start: Callable[..., Worker], program
             assert process.wait(10) == 0
 
 
-def test_running_out_of_descriptors_pauses_accepting_without_a_spin(
+def test_f38_running_out_of_descriptors_pauses_accepting_without_a_spin(
     start: Callable[..., Worker], server: Server
 ) -> None:
     """F38: those inside are served, those outside wait, the processor rests."""

@@ -48,7 +48,7 @@ def test_a_server_may_speak_first(worker: Worker, server: Server) -> None:
     reset(client)
 
 
-def test_the_clients_half_close_passes_and_the_answer_still_comes(worker: Worker, server: Server) -> None:
+def test_f37_the_clients_half_close_passes_and_the_answer_still_comes(worker: Worker, server: Server) -> None:
     client, real = worker.pair(worker.simple([server]), server)
     client.sendall(b"request")
     client.shutdown(socket.SHUT_WR)
@@ -94,7 +94,7 @@ def test_data_and_end_that_arrive_together(worker: Worker, server: Server) -> No
     worker.settled()
 
 
-def test_a_half_closed_flow_without_traffic_ends_by_reset(worker: Worker, server: Server) -> None:
+def test_f37_a_half_closed_flow_without_traffic_ends_by_reset(worker: Worker, server: Server) -> None:
     client, real = worker.pair(worker.simple([server], half_close_ms=300), server)
     client.shutdown(socket.SHUT_WR)
     assert real.recv(1) == b""
@@ -117,7 +117,7 @@ def test_traffic_keeps_a_half_closed_flow_alive(worker: Worker, server: Server) 
     worker.settled()
 
 
-def test_the_servers_reset_reaches_the_client_after_its_data(worker: Worker, server: Server) -> None:
+def test_f37_the_servers_reset_reaches_the_client_after_its_data(worker: Worker, server: Server) -> None:
     client, real = worker.pair(worker.simple([server]), server)
     real.sendall(b"last words")
     reset(real)
@@ -143,7 +143,7 @@ def test_a_server_that_speaks_and_resets_before_we_look_was_connected(worker: Wo
         assert worker.memory.server()["connect_failures"] == 0
 
 
-def test_the_clients_reset_reaches_the_server_after_its_data(worker: Worker, server: Server) -> None:
+def test_f37_the_clients_reset_reaches_the_server_after_its_data(worker: Worker, server: Server) -> None:
     client, real = worker.pair(worker.simple([server]), server)
     client.sendall(b"last words")
     reset(client)
