@@ -27,21 +27,6 @@ struct fl_addr {
 	__be32 word[4];
 };
 
-/* The tuple of a packet as it arrives; these 16 (40) bytes are also what the flow hash hashes. */
-struct fl_key4 {
-	__be32 src, dst;
-	__be16 sport, dport;
-	__u8 proto;
-	__u8 zero[3];
-};
-
-struct fl_key6 {
-	struct fl_addr src, dst;
-	__be16 sport, dport;
-	__u8 proto;
-	__u8 zero[3];
-};
-
 enum fl_kind {
 	FL_FREE,      /* never used: no probe goes past it */
 	FL_TO_SERVER, /* client to VIP */
@@ -60,40 +45,58 @@ enum fl_state {
 };
 
 struct fl_flow {
-	__u32 lock; /* odd while an entry is written; another number afterwards */
-	__u32 seen; /* when the last packet came */
-	__u32 server;
-	__u32 born;
-	__u16 service;
-	__u16 generation; /* of the server */
-	__u16 table;	  /* low half of fl_service.table_base when the server was chosen */
+	__u8 proto;
 	__u8 kind;
 	__u8 state;
-	__u64 octets;
-	__u32 packets;
-	__be16 near_port, far_port;
+	__u8 reserved;
+	__u32 seen; /* when the last packet came */
+	__u32 server;
+	__u16 service;
+	__u16 generation; /* of the server */
+	__u16 table; /* low half of fl_service.table_base when the server was chosen */
+	__u16 lock;  /* odd while an entry is written; another number afterwards */
 };
 
 /*
- * flows4, flows6: open addressing in an array of 2^n entries, so that a flow is found in one cache line (two for
- * IPv6) and the agent can read the table as memory. An entry stands in one of FL_PROBES places from its home on.
- *
- * near: our side, far: the client. TO_SERVER of fullnat: near is what we send from. TO_CLIENT: near is the VIP,
- * far (fullnat) the client.
+ * flows4, flows6: open addressing in an array of 2^n entries, so that a flow is found in one cache line and the
+ * agent can read the table as memory. An entry stands in one of FL_PROBES places from its home on; homes are
+ * even, so that the first two places share a line.
  */
 #define FL_PROBES 8u
 
 struct fl_flow4 {
-	struct fl_key4 key;
+	__be32 src, dst; /* the tuple of a packet as it arrives */
+	__be16 sport, dport;
 	struct fl_flow flow;
-	__be32 near, far;
 };
 
 struct fl_flow6 {
-	struct fl_key6 key;
+	struct fl_addr src, dst;
+	__be16 sport, dport;
 	struct fl_flow flow;
+	__u32 reserved[2];
+};
+
+/*
+ * details4, details6: by the same index, what few packets need. near: our side, far: the client. TO_SERVER of
+ * fullnat: near is what we send from. TO_CLIENT: near is the VIP, far (fullnat) the client.
+ */
+struct fl_details4 {
+	__u64 octets; /* octets and packets only with the switch `accounting` */
+	__u32 packets;
+	__u32 born;
+	__be32 near, far;
+	__be16 near_port, far_port;
+	__u32 reserved;
+};
+
+struct fl_details6 {
+	__u64 octets;
+	__u32 packets;
+	__u32 born;
 	struct fl_addr near, far;
-	__u32 reserved[4];
+	__be16 near_port, far_port;
+	__u32 reserved[3];
 };
 
 /* listeners4, listeners6 -> service id */

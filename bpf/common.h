@@ -24,6 +24,7 @@ const volatile __u32 fragment_ttl = 7500;	/* jiffies a fragment's way is remembe
 const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a packet may have more than one buffer */
 const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one */
 const volatile __u32 flow6_mask = 65535;
+const volatile _Bool accounting = 0;		/* count packets and octets of every flow: one more cache line a packet */
 const volatile _Bool fast_path = 1;		/* off: every packet takes the general path (tests compare the two) */
 
 /* What a function may answer instead of an XDP action. */
@@ -82,10 +83,11 @@ struct tuple {
 	__u8 proto, family;
 };
 
-/* What a flow's entry rewrites to, for either family. */
-struct ends {
-	struct fl_addr near, far;
+/* A flow as we work on it: a copy of its entry and of what its details say. */
+struct flow {
+	struct fl_flow entry;
 	__be16 near_port, far_port;
+	struct fl_addr near, far;
 };
 
 /* One packet at a time is worked on per CPU, and the stack of 512 bytes would not hold this. */
@@ -93,9 +95,8 @@ struct scratch {
 	struct packet packet, quoted, turned;
 	struct route route, outer;
 	struct tuple tuple;
-	struct ends ends, found_ends, known_ends;
-	struct fl_flow flow, found, known;
-	struct fl_key6 key6;
+	struct flow flow, found, known;
+	__u32 octets; /* of the packet that makes the flow to be stored; 0: another packet's */
 };
 
 struct {

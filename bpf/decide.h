@@ -23,7 +23,7 @@ static __always_inline void route_as_is(struct route *r, const struct packet *p)
 }
 
 static __always_inline int route_to_server(struct route *r, const struct packet *p, const struct fl_server *server,
-					   const struct fl_flow *flow, const struct ends *ends)
+					   const struct flow *flow)
 {
 	route_as_is(r, p);
 	r->kind = FL_TO_SERVER;
@@ -40,7 +40,7 @@ static __always_inline int route_to_server(struct route *r, const struct packet 
 	if (server->port)
 		r->dport = server->port;
 	if (r->forwarding == FL_FULLNAT && flow) {
-		r->src = ends->near;
+		r->src = flow->near;
 		r->sport = flow->near_port;
 	}
 	return ROUTED;
@@ -68,33 +68,33 @@ static __always_inline void answer_tuple(struct tuple *t, const struct route *r,
 	t->family = p->family;
 }
 
-static __always_inline void flow_to_client(struct fl_flow *flow, struct ends *ends, const struct packet *p)
+static __always_inline void flow_to_client(struct flow *flow, const struct packet *p)
 {
-	flow->kind = FL_TO_CLIENT;
-	ends->near = p->dst;
-	ends->far = p->src;
+	flow->entry.kind = FL_TO_CLIENT;
+	flow->near = p->dst;
+	flow->far = p->src;
 	flow->near_port = p->dport;
 	flow->far_port = p->sport;
 }
 
-static __always_inline void flow_to_server(struct fl_flow *flow, struct ends *ends, const struct fl_addr *near, __be16 port)
+static __always_inline void flow_to_server(struct flow *flow, const struct fl_addr *near, __be16 port)
 {
-	flow->kind = FL_TO_SERVER;
-	ends->near = *near;
-	__builtin_memset(&ends->far, 0, sizeof(ends->far));
+	flow->entry.kind = FL_TO_SERVER;
+	flow->near = *near;
 	flow->near_port = port;
+	__builtin_memset(&flow->far, 0, sizeof(flow->far));
 	flow->far_port = 0;
 }
 
 /* Takes a source port of fullnat by storing the flow of the answers; -1: none was free. */
-__noinline int claim_port(const struct packet *p, struct route *r, const struct fl_flow *flow)
+__noinline int claim_port(const struct packet *p, struct route *r, const struct fl_flow *entry)
 {
 	struct fl_settings *set = get_settings();
 	struct scratch *work = get_scratch();
 	struct fl_cpu *cpu = this_cpu();
-	__u32 span, first, addresses, offset;
+	__u32 span, first, addresses, offset, unused;
 
-	if (!p || !r || !flow || !set || !cpu || !work || !set->cpus)
+	if (!p || !r || !entry || !set || !cpu || !work || !set->cpus)
 		return -1;
 	addresses = p->family == 4 ? set->snat4 : set->snat6;
 	offset = p->family == 4 ? 0 : set->snat4;
@@ -102,19 +102,20 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 	first = set->snat_first + bpf_get_smp_processor_id() % set->cpus * span;
 	if (!addresses || !span)
 		return -1;
-	work->flow = *flow;
-	flow_to_client(&work->flow, &work->ends, p);
+	work->flow.entry = *entry;
+	work->octets = 0;
+	flow_to_client(&work->flow, p);
 	answer_tuple(&work->tuple, r, p);
 	for (int i = 0; i < PORT_TRIES; i++) {
 		__u32 turn = cpu->rotor++, index = offset + turn / span % addresses;
-		struct fl_flow *taken;
 
 		if (index >= FL_SNAT)
 			continue;
 		work->tuple.dst = set->snat[index];
 		work->tuple.dport = bpf_htons(first + turn % span);
-		taken = flow_find(work, &work->tuple, &work->found, &work->found_ends);
-		if ((taken && flow_alive(&work->found, flow->seen)) || flow_store(1))
+		if (flow_find(&work->tuple, &work->found, &unused) && flow_alive(&work->found.entry, entry->seen))
+			continue;
+		if (flow_store(1))
 			continue;
 		r->src = work->tuple.dst;
 		r->sport = work->tuple.dport;
@@ -124,21 +125,23 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 }
 
 /* Stores a new flow, and its other direction where replies need it. 0: stored. */
-__noinline int remember(const struct packet *p, struct route *r, const struct fl_flow *flow, int both)
+__noinline int remember(const struct packet *p, struct route *r, const struct fl_flow *entry, int both)
 {
 	struct scratch *work = get_scratch();
 
-	if (!p || !r || !flow || !work)
+	if (!p || !r || !entry || !work)
 		return -1;
-	work->flow = *flow;
+	work->flow.entry = *entry;
+	work->octets = 0;
 	if (both) {
-		flow_to_client(&work->flow, &work->ends, p);
+		flow_to_client(&work->flow, p);
 		answer_tuple(&work->tuple, r, p);
 		if (flow_store(0))
 			return -1;
 	}
-	flow_to_server(&work->flow, &work->ends, &r->src, r->sport);
+	flow_to_server(&work->flow, &r->src, r->sport);
 	tuple_of(&work->tuple, p);
+	work->octets = p->ip_len;
 	return flow_store(0);
 }
 
@@ -173,10 +176,10 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		return hairpin ? counted(FL_DROP_HAIRPIN, XDP_DROP) : counted(FL_DROP_NO_SERVER, XDP_DROP);
 	r->service = id;
 	r->forwarding = service->forwarding;
-	verdict = route_to_server(r, p, server, 0, 0);
+	verdict = route_to_server(r, p, server, 0);
 	if (verdict != ROUTED || lookup_only)
 		return r->forwarding == FL_FULLNAT && verdict == ROUTED ? counted(FL_PASS_ICMP, XDP_PASS) : verdict;
-	flow = &work->known;
+	flow = &work->known.entry;
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->seen = now();
 	flow->service = id;
@@ -185,8 +188,6 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 	flow->generation = server->generation;
 	flow->kind = FL_TO_SERVER;
 	flow->state = p->proto == IPPROTO_TCP && p->tcp_flags & TCP_FIN ? FL_FIN : FL_NEW;
-	flow->packets = 1;
-	flow->octets = p->ip_len;
 	if (r->forwarding == FL_FULLNAT) {
 		if (!stored)
 			return counted(FL_DROP_NOT_STORED, XDP_DROP);
@@ -209,7 +210,7 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		server = bpf_map_lookup_elem(&servers, &r->server);
 		if (!r->server || !server)
 			return counted(FL_DROP_NO_SERVER, XDP_DROP);
-		return route_to_server(r, p, server, 0, 0);
+		return route_to_server(r, p, server, 0);
 	}
 	count(FL_NEW_FLOW);
 	traffic = bpf_map_lookup_elem(&service_traffic, &id);
@@ -225,87 +226,91 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
  * Keeps the other direction of a flow as young as this one, or stores it again when it was evicted. -1: another
  * flow holds its place by now.
  */
-__noinline int keep_partner(const struct packet *p, const struct route *r, const struct fl_flow *flow)
+__noinline int keep_partner(const struct packet *p, const struct route *r, const struct fl_flow *entry)
 {
 	struct scratch *work = get_scratch();
 	struct fl_flow *partner;
+	__u32 unused;
 
-	if (!p || !r || !flow || !work)
+	if (!p || !r || !entry || !work)
 		return -1;
-	work->flow = *flow;
-	if (flow->kind == FL_TO_SERVER)
-		flow_to_client(&work->flow, &work->ends, p);
+	work->flow.entry = *entry;
+	work->octets = 0;
+	if (entry->kind == FL_TO_SERVER)
+		flow_to_client(&work->flow, p);
 	else
-		flow_to_server(&work->flow, &work->ends, &p->dst, p->dport);
+		flow_to_server(&work->flow, &p->dst, p->dport);
 	answer_tuple(&work->tuple, r, p);
-	partner = flow_find(work, &work->tuple, &work->found, &work->found_ends);
+	partner = flow_find(&work->tuple, &work->found, &unused);
 	if (!partner)
 		return flow_store(1);
-	if (work->found.kind != work->flow.kind || work->found.server != work->flow.server ||
+	if (work->found.entry.kind != work->flow.entry.kind || work->found.entry.server != entry->server ||
 	    work->found.far_port != work->flow.far_port || work->found.near_port != work->flow.near_port ||
-	    !same_addr(&work->found_ends.far, &work->ends.far) || !same_addr(&work->found_ends.near, &work->ends.near))
+	    !same_addr(&work->found.far, &work->flow.far) || !same_addr(&work->found.near, &work->flow.near))
 		return -1;
-	partner->seen = flow->seen;
+	partner->seen = entry->seen;
 	/* Never the other way: to a SYN that is sent again, its flow must still be new. */
-	if (flow->kind == FL_TO_SERVER && work->found.state == FL_NEW)
-		partner->state = flow->state;
+	if (entry->kind == FL_TO_SERVER && work->found.entry.state == FL_NEW)
+		partner->state = entry->state;
 	return 0;
 }
 
-/* `flow` is a copy of `entry`; `lookup_only`: the packet is about the flow (ICMP) and must not change it. */
-static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *entry,
-					   struct fl_flow *flow, const struct ends *ends, const struct fl_service *service,
-					   __u32 time, int lookup_only)
+/* Once in a while, for flows that are stored in both directions. `flow` is what the entry said before this packet. */
+static __always_inline int keep_both(const struct packet *p, const struct route *r, struct fl_flow *entry, struct flow *flow,
+				     __u32 time)
+{
+	if (time >> PARTNER_SHIFT == flow->entry.seen >> PARTNER_SHIFT)
+		return 0;
+	flow->entry.seen = time;
+	flow->entry.state = entry->state;
+	return keep_partner(p, r, &flow->entry);
+}
+
+/* `lookup_only`: the packet is about the flow (ICMP) and must not change it. */
+static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *entry, struct flow *flow,
+					   __u32 index, const struct fl_service *service, __u32 time, int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
 	_Bool both_ways;
 	int verdict;
 
-	if (!server || server->generation != flow->generation)
+	if (!server || server->generation != flow->entry.generation)
 		return MISSED;
 	/* A SYN is a new flow, unless it is the SYN again and would be sent to the same server. */
-	if (is_syn(p) &&
-	    (flow->state != FL_NEW || flow->table != (__u16)service->table_base || server->flags & FL_SERVER_RESET))
+	if (is_syn(p) && (flow->entry.state != FL_NEW || flow->entry.table != (__u16)service->table_base ||
+			  server->flags & FL_SERVER_RESET))
 		return MISSED;
 	if (server->flags & FL_SERVER_RESET)
 		return p->proto == IPPROTO_TCP ? RESET : MISSED;
-	verdict = route_to_server(r, p, server, flow, ends);
+	verdict = route_to_server(r, p, server, flow);
 	if (verdict != ROUTED || lookup_only)
 		return verdict;
-	flow_touch(entry, p->proto, p->tcp_flags, p->ip_len, time);
+	flow_touch(entry, p, index, time);
 	both_ways = r->forwarding == FL_FULLNAT || (r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS);
-	if (!both_ways || time >> PARTNER_SHIFT == flow->seen >> PARTNER_SHIFT)
-		return ROUTED;
-	flow->seen = time;
-	flow->state = entry->state;
-	if (keep_partner(p, r, flow) && r->forwarding == FL_FULLNAT)
+	if (both_ways && keep_both(p, r, entry, flow, time) && r->forwarding == FL_FULLNAT)
 		return MISSED; /* its source port went to another flow while this one was evicted */
 	return ROUTED;
 }
 
-static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *entry,
-					   struct fl_flow *flow, const struct ends *ends, __u32 time, int lookup_only)
+static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *entry, struct flow *flow,
+					   __u32 index, __u32 time, int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
 
-	if (!server || server->generation != flow->generation)
+	if (!server || server->generation != flow->entry.generation)
 		return MISSED;
-	route_to_client(r, p, &ends->near, flow->near_port);
+	route_to_client(r, p, &flow->near, flow->near_port);
 	if (r->forwarding == FL_FULLNAT) {
-		r->dst = ends->far;
+		r->dst = flow->far;
 		r->dport = flow->far_port;
-		r->hop = ends->far;
+		r->hop = flow->far;
 	}
 	if (server->flags & FL_SERVER_RESET)
 		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
 	if (lookup_only)
 		return ROUTED;
-	flow_touch(entry, p->proto, p->tcp_flags, p->ip_len, time);
-	if (time >> PARTNER_SHIFT == flow->seen >> PARTNER_SHIFT)
-		return ROUTED;
-	flow->seen = time;
-	flow->state = entry->state;
-	keep_partner(p, r, flow);
+	flow_touch(entry, p, index, time);
+	keep_both(p, r, entry, flow, time);
 	return ROUTED;
 }
 
@@ -314,30 +319,31 @@ __noinline int known_flow(const struct packet *p, struct route *r, int lookup_on
 {
 	struct scratch *work = get_scratch();
 	struct fl_service *service;
-	struct fl_flow *entry, *flow;
-	__u32 time = now();
+	struct fl_flow *entry;
+	__u32 time = now(), index = 0;
+	struct flow *flow;
 
 	if (!p || !r || !work)
 		return MISSED;
-	tuple_of(&work->tuple, p);
 	flow = &work->known;
-	entry = flow_find(work, &work->tuple, flow, &work->known_ends);
+	tuple_of(&work->tuple, p);
+	entry = flow_find(&work->tuple, flow, &index);
 	if (!entry)
 		return MISSED;
-	r->service = flow->service;
-	r->server = flow->server;
+	r->service = flow->entry.service;
+	r->server = flow->entry.server;
 	service = bpf_map_lookup_elem(&services, &r->service);
 	if (!service)
 		return MISSED;
-	if (too_old(flow, service, time)) {
+	if (too_old(&flow->entry, service, time)) {
 		count(FL_EXPIRED);
 		return MISSED;
 	}
 	r->forwarding = service->forwarding;
-	if (flow->kind == FL_TO_SERVER)
-		return known_to_server(p, r, entry, flow, &work->known_ends, service, time, lookup_only);
-	if (flow->kind == FL_TO_CLIENT)
-		return known_to_client(p, r, entry, flow, &work->known_ends, time, lookup_only);
+	if (flow->entry.kind == FL_TO_SERVER)
+		return known_to_server(p, r, entry, flow, index, service, time, lookup_only);
+	if (flow->entry.kind == FL_TO_CLIENT)
+		return known_to_client(p, r, entry, flow, index, time, lookup_only);
 	if (!lookup_only)
 		entry->seen = time;
 	return counted(FL_PASS_DIRECT, XDP_PASS);
@@ -392,7 +398,7 @@ __noinline int direct(const struct packet *p)
 	struct scratch *work = get_scratch();
 	struct fl_reply *reply;
 	struct fl_flow *found;
-	__u32 time = now();
+	__u32 time = now(), unused;
 
 	if (!p || !work)
 		return XDP_PASS;
@@ -406,17 +412,17 @@ __noinline int direct(const struct packet *p)
 	work->tuple.dport = p->sport;
 	work->tuple.proto = p->proto;
 	work->tuple.family = p->family;
-	found = flow_find(work, &work->tuple, &work->found, &work->found_ends);
-	if (found && work->found.kind == FL_DIRECT) {
+	found = flow_find(&work->tuple, &work->found, &unused);
+	if (found && work->found.entry.kind == FL_DIRECT) {
 		found->seen = time;
-	} else if ((!found || !flow_alive(&work->found, time)) && may_store()) {
+	} else if ((!found || !flow_alive(&work->found.entry, time)) && may_store()) {
 		__builtin_memset(&work->flow, 0, sizeof(work->flow));
-		__builtin_memset(&work->ends, 0, sizeof(work->ends));
-		work->flow.seen = time;
-		work->flow.service = reply->service;
-		work->flow.server = reply->server;
-		work->flow.kind = FL_DIRECT;
-		work->flow.state = FL_OPEN;
+		work->octets = 0;
+		work->flow.entry.seen = time;
+		work->flow.entry.service = reply->service;
+		work->flow.entry.server = reply->server;
+		work->flow.entry.kind = FL_DIRECT;
+		work->flow.entry.state = FL_OPEN;
 		flow_store(0);
 	}
 	return counted(FL_PASS_DIRECT, XDP_PASS);

@@ -104,18 +104,18 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
 {
 	struct fl_settings *set = get_settings();
-	__u32 service_id, server_id, seen, before, grow;
+	__u32 service_id, server_id, seen, grow, index;
 	__be32 src = p->ip->saddr;
 	/* Both ports in one load, as the key has them. */
 	__u32 ports = *(__u32 *)&p->tcp->source;
 	struct fl_service *service;
 	struct fl_server *server;
 	struct fl_flow4 *found;
-	__u16 generation;
+	__u16 generation, before;
 	__u8 forwarding;
 	struct fl_hop *hop;
 
-	found = set ? find4(key4_addresses(src, p->ip->daddr), (__u64)p->ip->protocol << 32 | ports, set, &before) : 0;
+	found = set ? find4(two(src, p->ip->daddr), (__u64)p->ip->protocol << 32 | ports, set, &index, &before) : 0;
 	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
 		return NOT_PLAIN;
 	service_id = found->flow.service;
@@ -138,8 +138,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 		return NOT_PLAIN;
 	if (seen != p->time)
 		found->flow.seen = p->time;
-	found->flow.packets++;
-	found->flow.octets += p->ip_len;
+	account(index, 4, p->ip_len);
 	count_traffic(service_id, server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
 		return plain_tunnel(ctx, server, hop, mix_flow(src, ports), p->ip_len, p->ip->tos);

@@ -25,14 +25,21 @@ static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
 	t->family = p->family;
 }
 
-static __always_inline void fill_key6(struct fl_key6 *key, const struct tuple *t)
+/*
+ * Keys in registers: an IPv4 key is two words, addresses and the rest. Written to memory in parts and read back
+ * whole, a key would wait for every load before it, also those of the packet before.
+ */
+static __always_inline __u64 two(__be32 low, __be32 high)
 {
-	key->src = t->src;
-	key->dst = t->dst;
-	key->sport = t->sport;
-	key->dport = t->dport;
-	*(__u32 *)&key->proto = t->proto;
+	return (__u64)high << 32 | low;
 }
+
+static __always_inline __u64 ports_proto(__be16 sport, __be16 dport, __u8 proto)
+{
+	return (__u64)proto << 32 | (__u32)dport << 16 | sport;
+}
+
+#define REST_MASK 0xffffffffffull /* ports and protocol; kind and state follow in the same word */
 
 /* Where a key's places begin. Secret, so that nobody can aim at a place; the multipliers are those of SplitMix64. */
 static __always_inline __u64 mix_word(__u64 hash, __u64 word)
@@ -41,134 +48,129 @@ static __always_inline __u64 mix_word(__u64 hash, __u64 word)
 	return hash ^ hash >> 32;
 }
 
+static __always_inline __u32 home_of(__u64 hash)
+{
+	return hash * 0x94D049BB133111EBull >> 32 & ~1u;
+}
+
 static __always_inline __u32 home4(__u64 addresses, __u64 rest, const struct fl_settings *set)
 {
-	return mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest) * 0x94D049BB133111EBull >> 32;
+	return home_of(mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest));
 }
 
-static __always_inline __u32 home6(const struct fl_key6 *key, const struct fl_settings *set)
+static __always_inline __u32 home6(const struct tuple *t, const struct fl_settings *set)
 {
-	const __u64 *word = (const __u64 *)key;
-	__u64 hash = mix_word(mix_word(set->secret[0], word[0]) + set->secret[1], word[1]);
+	__u64 hash = mix_word(set->secret[0], two(t->src.word[0], t->src.word[1])) + set->secret[1];
 
-	hash = mix_word(mix_word(mix_word(hash, word[2]), word[3]), word[4]);
-	return hash * 0x94D049BB133111EBull >> 32;
+	hash = mix_word(hash, two(t->src.word[2], t->src.word[3]));
+	hash = mix_word(hash, two(t->dst.word[0], t->dst.word[1]));
+	hash = mix_word(hash, two(t->dst.word[2], t->dst.word[3]));
+	return home_of(mix_word(hash, ports_proto(t->sport, t->dport, t->proto)));
 }
 
-/*
- * An IPv4 key as two words, made in registers: written to memory in parts and read back whole it would wait for
- * every load before it, also those of the packet before.
- */
-static __always_inline __u64 key4_addresses(__be32 src, __be32 dst)
+static __always_inline _Bool same_key4(const struct fl_flow4 *entry, __u64 addresses, __u64 rest)
 {
-	return (__u64)dst << 32 | src;
+	const __u64 *word = (const __u64 *)entry;
+
+	return word[0] == addresses && (word[1] & REST_MASK) == rest;
 }
 
-static __always_inline __u64 key4_rest(__be16 sport, __be16 dport, __u8 proto)
+static __always_inline _Bool same_key6(const struct fl_flow6 *entry, const struct tuple *t)
 {
-	return (__u64)proto << 32 | (__u32)dport << 16 | sport;
+	return entry->sport == t->sport && entry->dport == t->dport && entry->flow.proto == t->proto &&
+	       same_addr(&entry->src, &t->src) && same_addr(&entry->dst, &t->dst);
 }
 
-static __always_inline _Bool same_key4(const struct fl_key4 *key, __u64 addresses, __u64 rest)
+static __always_inline __u16 lock_of(const struct fl_flow *flow)
 {
-	const __u64 *word = (const __u64 *)key;
-
-	return word[0] == addresses && word[1] == rest;
+	return *(volatile const __u16 *)&flow->lock;
 }
 
-static __always_inline _Bool same_key6(const struct fl_key6 *a, const struct fl_key6 *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
-
-	return x[4] == y[4] && x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
-}
-
-static __always_inline struct fl_flow4 *entry4(__u32 home, __u32 probe)
-{
-	__u32 index = (home + probe) & flow4_mask;
-
-	return bpf_map_lookup_elem(&flows4, &index);
-}
-
-static __always_inline struct fl_flow6 *entry6(__u32 home, __u32 probe)
-{
-	__u32 index = (home + probe) & flow6_mask;
-
-	return bpf_map_lookup_elem(&flows6, &index);
-}
-
-static __always_inline __u32 lock_of(const struct fl_flow *flow)
-{
-	return *(volatile const __u32 *)&flow->lock;
-}
-
-static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, const struct fl_settings *set, __u32 *before)
+/* The entry of a key, its index, and its lock as it was before the key was compared. */
+static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, const struct fl_settings *set, __u32 *index,
+					      __u16 *before)
 {
 	__u32 home = home4(addresses, rest, set);
 
 	for (__u32 i = 0; i < FL_PROBES; i++) {
-		struct fl_flow4 *entry = entry4(home, i);
+		__u32 place = (home + i) & flow4_mask;
+		struct fl_flow4 *entry = bpf_map_lookup_elem(&flows4, &place);
 
 		if (!entry || entry->flow.kind == FL_FREE)
 			return 0;
 		*before = lock_of(&entry->flow);
-		if (same_key4(&entry->key, addresses, rest) && entry->flow.kind != FL_GONE)
+		*index = place;
+		if (same_key4(entry, addresses, rest) && entry->flow.kind != FL_GONE)
 			return entry;
 	}
 	return 0;
 }
 
-static __always_inline struct fl_flow6 *find6(const struct fl_key6 *key, const struct fl_settings *set, __u32 *before)
+static __always_inline struct fl_flow6 *find6(const struct tuple *t, const struct fl_settings *set, __u32 *index,
+					      __u16 *before)
 {
-	__u32 home = home6(key, set);
+	__u32 home = home6(t, set);
 
 	for (__u32 i = 0; i < FL_PROBES; i++) {
-		struct fl_flow6 *entry = entry6(home, i);
+		__u32 place = (home + i) & flow6_mask;
+		struct fl_flow6 *entry = bpf_map_lookup_elem(&flows6, &place);
 
 		if (!entry || entry->flow.kind == FL_FREE)
 			return 0;
 		*before = lock_of(&entry->flow);
-		if (same_key6(&entry->key, key) && entry->flow.kind != FL_GONE)
+		*index = place;
+		if (same_key6(entry, t) && entry->flow.kind != FL_GONE)
 			return entry;
 	}
 	return 0;
+}
+
+static __always_inline struct fl_flow *flow_find4(const struct tuple *t, struct flow *copy, const struct fl_settings *set,
+						  __u32 *index)
+{
+	struct fl_details4 *details;
+	struct fl_flow4 *found;
+	__u16 before;
+
+	found = find4(two(t->src.word[3], t->dst.word[3]), ports_proto(t->sport, t->dport, t->proto), set, index, &before);
+	details = found ? bpf_map_lookup_elem(&details4, index) : 0;
+	if (!found || !details)
+		return 0;
+	copy->entry = found->flow;
+	set_addr4(&copy->near, details->near);
+	set_addr4(&copy->far, details->far);
+	copy->near_port = details->near_port;
+	copy->far_port = details->far_port;
+	return before & 1 || lock_of(&found->flow) != before ? 0 : &found->flow;
+}
+
+static __always_inline struct fl_flow *flow_find6(const struct tuple *t, struct flow *copy, const struct fl_settings *set,
+						  __u32 *index)
+{
+	struct fl_details6 *details;
+	struct fl_flow6 *found;
+	__u16 before;
+
+	found = find6(t, set, index, &before);
+	details = found ? bpf_map_lookup_elem(&details6, index) : 0;
+	if (!found || !details)
+		return 0;
+	copy->entry = found->flow;
+	copy->near = details->near;
+	copy->far = details->far;
+	copy->near_port = details->near_port;
+	copy->far_port = details->far_port;
+	return before & 1 || lock_of(&found->flow) != before ? 0 : &found->flow;
 }
 
 /* Finds the entry of a tuple and copies it; NULL also when it is being written. */
-static __always_inline struct fl_flow *flow_find(struct scratch *work, const struct tuple *t, struct fl_flow *copy,
-						 struct ends *ends)
+static __always_inline struct fl_flow *flow_find(const struct tuple *t, struct flow *copy, __u32 *index)
 {
 	struct fl_settings *set = get_settings();
-	__u32 before;
 
 	if (!set)
 		return 0;
-	if (t->family == 4) {
-		struct fl_flow4 *found;
-
-		found = find4(key4_addresses(t->src.word[3], t->dst.word[3]), key4_rest(t->sport, t->dport, t->proto), set,
-			      &before);
-		if (!found)
-			return 0;
-		*copy = found->flow;
-		set_addr4(&ends->near, found->near);
-		set_addr4(&ends->far, found->far);
-		if (before & 1 || lock_of(&found->flow) != before)
-			return 0;
-		return &found->flow;
-	}
-	struct fl_flow6 *found;
-
-	fill_key6(&work->key6, t);
-	found = find6(&work->key6, set, &before);
-	if (!found)
-		return 0;
-	*copy = found->flow;
-	ends->near = found->near;
-	ends->far = found->far;
-	if (before & 1 || lock_of(&found->flow) != before)
-		return 0;
-	return &found->flow;
+	return t->family == 4 ? flow_find4(t, copy, set, index) : flow_find6(t, copy, set, index);
 }
 
 /* Signed: another CPU may have seen the flow at a later moment than ours. */
@@ -205,114 +207,139 @@ static __always_inline __u32 spare(const struct fl_flow *flow, __u32 at_time)
 	return (__u32)age > timeout / 4 ? age : 0;
 }
 
+/* The lock is the upper half of a word, because atomic operations need a whole one. */
 static __always_inline int lock_entry(struct fl_flow *flow)
 {
-	__u32 before = lock_of(flow);
+	__u32 *word = (__u32 *)&flow->table, before = *(volatile __u32 *)word;
 
-	if (before & 1 || __sync_val_compare_and_swap(&flow->lock, before, before + 1) != before)
+	if (before & 0x10000 || __sync_val_compare_and_swap(word, before, before + 0x10000) != before)
 		return -1;
 	return 0;
 }
 
 static __always_inline void unlock_entry(struct fl_flow *flow)
 {
-	__sync_fetch_and_add(&flow->lock, 1);
+	__sync_fetch_and_add((__u32 *)&flow->table, 0x10000);
 }
 
-static __always_inline void fill_flow(struct fl_flow *to, const struct fl_flow *from)
+static __always_inline void fill_entry(struct fl_flow *to, const struct fl_flow *from, __u8 proto)
 {
+	to->proto = proto;
+	to->kind = from->kind;
+	to->state = from->state;
 	to->seen = from->seen;
 	to->server = from->server;
-	to->born = from->seen;
 	to->service = from->service;
 	to->generation = from->generation;
 	to->table = from->table;
-	to->kind = from->kind;
-	to->state = from->state;
-	to->octets = from->octets;
-	to->packets = from->packets;
-	to->near_port = from->near_port;
-	to->far_port = from->far_port;
+}
+
+enum { PLACE_WORSE, PLACE_BETTER, PLACE_TAKE, PLACE_ENOUGH, PLACE_HELD };
+
+/* Whether a flow should take this place. All but the first two end the search. */
+static __always_inline int judge_place(const struct fl_flow *held, _Bool same, __u32 *best, __u32 at_time, int absent)
+{
+	__u32 rank;
+
+	if (held->kind == FL_FREE)
+		return *best == ~0u ? PLACE_ENOUGH : PLACE_TAKE;
+	if (same)
+		return absent && held->kind != FL_GONE && flow_alive(held, at_time) ? PLACE_HELD : PLACE_TAKE;
+	rank = spare(held, at_time);
+	if (rank <= *best)
+		return PLACE_WORSE;
+	*best = rank;
+	return PLACE_BETTER;
 }
 
 static __always_inline int store4(struct scratch *work, const struct fl_settings *set, int absent)
 {
 	const struct tuple *t = &work->tuple;
-	__u64 addresses = key4_addresses(t->src.word[3], t->dst.word[3]), rest = key4_rest(t->sport, t->dport, t->proto);
-	__u32 home = home4(addresses, rest, set), best = 0, rank;
-	struct fl_flow4 *place = 0, *entry;
+	__u64 addresses = two(t->src.word[3], t->dst.word[3]), rest = ports_proto(t->sport, t->dport, t->proto);
+	__u32 home = home4(addresses, rest, set), best = 0, chosen = 0;
+	struct fl_details4 *details;
+	struct fl_flow4 *place = 0;
 
 	for (__u32 i = 0; i < FL_PROBES; i++) {
-		entry = entry4(home, i);
+		__u32 index = (home + i) & flow4_mask;
+		struct fl_flow4 *entry = bpf_map_lookup_elem(&flows4, &index);
+		int verdict;
+
 		if (!entry)
 			return -1;
-		if (entry->flow.kind == FL_FREE) {
-			if (best != ~0u)
-				place = entry;
-			break;
-		}
-		if (same_key4(&entry->key, addresses, rest)) {
-			if (absent && entry->flow.kind != FL_GONE && flow_alive(&entry->flow, work->flow.seen))
-				return -1;
+		verdict = judge_place(&entry->flow, same_key4(entry, addresses, rest), &best, work->flow.entry.seen, absent);
+		if (verdict == PLACE_HELD)
+			return -1;
+		if (verdict == PLACE_BETTER || verdict == PLACE_TAKE) {
 			place = entry;
+			chosen = index;
+		}
+		if (verdict >= PLACE_TAKE)
 			break;
-		}
-		rank = spare(&entry->flow, work->flow.seen);
-		if (rank > best) {
-			best = rank;
-			place = entry;
-		}
 	}
-	if (!place || lock_entry(&place->flow))
+	details = bpf_map_lookup_elem(&details4, &chosen);
+	if (!place || !details || lock_entry(&place->flow))
 		return -1;
-	((__u64 *)&place->key)[0] = addresses;
-	((__u64 *)&place->key)[1] = rest;
-	fill_flow(&place->flow, &work->flow);
-	place->near = work->ends.near.word[3];
-	place->far = work->ends.far.word[3];
+	place->src = t->src.word[3];
+	place->dst = t->dst.word[3];
+	place->sport = t->sport;
+	place->dport = t->dport;
+	fill_entry(&place->flow, &work->flow.entry, t->proto);
+	details->octets = work->octets;
+	details->packets = !!work->octets;
+	details->born = work->flow.entry.seen;
+	details->near = work->flow.near.word[3];
+	details->far = work->flow.far.word[3];
+	details->near_port = work->flow.near_port;
+	details->far_port = work->flow.far_port;
 	unlock_entry(&place->flow);
 	return 0;
 }
 
 static __always_inline int store6(struct scratch *work, const struct fl_settings *set, int absent)
 {
-	struct fl_flow6 *place = 0, *entry;
-	__u32 home, best = 0, rank;
+	const struct tuple *t = &work->tuple;
+	__u32 home = home6(t, set), best = 0, chosen = 0;
+	struct fl_details6 *details;
+	struct fl_flow6 *place = 0;
 
-	fill_key6(&work->key6, &work->tuple);
-	home = home6(&work->key6, set);
 	for (__u32 i = 0; i < FL_PROBES; i++) {
-		entry = entry6(home, i);
+		__u32 index = (home + i) & flow6_mask;
+		struct fl_flow6 *entry = bpf_map_lookup_elem(&flows6, &index);
+		int verdict;
+
 		if (!entry)
 			return -1;
-		if (entry->flow.kind == FL_FREE) {
-			if (best != ~0u)
-				place = entry;
-			break;
-		}
-		if (same_key6(&entry->key, &work->key6)) {
-			if (absent && entry->flow.kind != FL_GONE && flow_alive(&entry->flow, work->flow.seen))
-				return -1;
+		verdict = judge_place(&entry->flow, same_key6(entry, t), &best, work->flow.entry.seen, absent);
+		if (verdict == PLACE_HELD)
+			return -1;
+		if (verdict == PLACE_BETTER || verdict == PLACE_TAKE) {
 			place = entry;
+			chosen = index;
+		}
+		if (verdict >= PLACE_TAKE)
 			break;
-		}
-		rank = spare(&entry->flow, work->flow.seen);
-		if (rank > best) {
-			best = rank;
-			place = entry;
-		}
 	}
-	if (!place || lock_entry(&place->flow))
+	details = bpf_map_lookup_elem(&details6, &chosen);
+	if (!place || !details || lock_entry(&place->flow))
 		return -1;
-	place->key = work->key6;
-	fill_flow(&place->flow, &work->flow);
-	place->near = work->ends.near;
-	place->far = work->ends.far;
+	place->src = t->src;
+	place->dst = t->dst;
+	place->sport = t->sport;
+	place->dport = t->dport;
+	fill_entry(&place->flow, &work->flow.entry, t->proto);
+	details->octets = work->octets;
+	details->packets = !!work->octets;
+	details->born = work->flow.entry.seen;
+	details->near = work->flow.near;
+	details->far = work->flow.far;
+	details->near_port = work->flow.near_port;
+	details->far_port = work->flow.far_port;
 	unlock_entry(&place->flow);
 	return 0;
 }
 
-/* Stores scratch's `flow` and `ends` under its `tuple`; `absent`: only if no live flow has that tuple. 0: stored. */
+/* Stores scratch's `flow` and `octets` under its `tuple`; `absent`: only if no live flow has that tuple. 0: stored. */
 __noinline int flow_store(int absent)
 {
 	struct scratch *work = get_scratch();
@@ -334,14 +361,34 @@ static __always_inline __u8 next_state(__u8 state, __u8 tcp_flags)
 	return state == FL_FIN ? FL_FIN : FL_OPEN;
 }
 
-static __always_inline void flow_touch(struct fl_flow *flow, __u8 proto, __u8 tcp_flags, __u32 bytes, __u32 at_time)
+static __always_inline void account(__u32 index, __u8 family, __u32 bytes)
+{
+	if (!accounting)
+		return;
+	if (family == 4) {
+		struct fl_details4 *details = bpf_map_lookup_elem(&details4, &index);
+
+		if (details) {
+			details->packets++;
+			details->octets += bytes;
+		}
+	} else {
+		struct fl_details6 *details = bpf_map_lookup_elem(&details6, &index);
+
+		if (details) {
+			details->packets++;
+			details->octets += bytes;
+		}
+	}
+}
+
+static __always_inline void flow_touch(struct fl_flow *flow, const struct packet *p, __u32 index, __u32 at_time)
 {
 	if (flow->seen != at_time)
 		flow->seen = at_time;
-	if (flow->state != FL_OPEN || tcp_flags & (TCP_FIN | TCP_RST))
-		flow->state = proto == IPPROTO_TCP ? next_state(flow->state, tcp_flags) : FL_OPEN;
-	flow->packets++;
-	flow->octets += bytes;
+	if (flow->state != FL_OPEN || p->tcp_flags & (TCP_FIN | TCP_RST))
+		flow->state = p->proto == IPPROTO_TCP ? next_state(flow->state, p->tcp_flags) : FL_OPEN;
+	account(index, p->family, p->ip_len);
 }
 
 #endif

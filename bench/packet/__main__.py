@@ -30,6 +30,7 @@ from support.xdp import (  # noqa: E402
     compiled,
     own_namespace,
     program_object,
+    sized,
 )
 
 AA_TOLERANCE = 0.01
@@ -91,8 +92,7 @@ class Bench:
 
     def _bed(self, stack: ExitStack, row: Row, flows: int) -> Bed:
         entries = 1 << max(16, min(2 * flows - 1, 2_097_151).bit_length())
-        sizes = {"flows4": entries, "flows6": entries}
-        constants = {"flow4_mask": entries - 1, "flow6_mask": entries - 1}
+        sizes, constants = sized(entries)
         bed = Bed(LoadedObject(program_object(), constants=constants, max_entries=sizes), self.cpu)
         stack.callback(bed.close)
         row.prepare(bed)

@@ -133,7 +133,7 @@ def test_the_choice_is_that_of_the_policy(world: World, version: int, by_source:
 def states(bed: Bed) -> list[abi.State]:
     with bed.maps["flows4"].memory() as memory:
         size = abi.Flow4.LAYOUT.size
-        rows = (abi.Flow4.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at + 38])
+        rows = (abi.Flow4.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at + 13])
         return [abi.State(row.state) for row in rows]
 
 
@@ -267,7 +267,7 @@ def test_source_spread_of_a_tunnel(world: World) -> None:
 @pytest.fixture(scope="module")
 def small(namespace: None) -> Iterator[Bed]:
     """A flow table of 1024 entries."""
-    with open_bed(sizes={"flows4": 1024, "flows6": 1024}, flow4_mask=1023, flow6_mask=1023, hop_ttl=1000) as bed:
+    with open_bed(entries=1024, hop_ttl=1000) as bed:
         yield bed
 
 
@@ -407,6 +407,25 @@ def test_traffic_is_counted(world: World) -> None:
     for old, new in zip(before, read(), strict=True):
         grown = {k: v - getattr(old, k) for k, v in dataclasses.asdict(new).items()}
         assert grown == {"connections": 1, "packets_in": 3, "bytes_in": 150, "packets_out": 1, "bytes_out": 100}
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_single_flows_are_counted_on_demand(namespace: None, fast: int) -> None:
+    with open_bed(accounting=1, fast_path=fast, hop_ttl=1000) as bed:
+        world = World(bed)
+        world.server(1, "10.0.1.10:8080")
+        world.server(2, "[2001:db8:1::10]:8080")
+        for service, vip in ((1, "10.0.0.100"), (2, "2001:db8::100")):
+            world.service(service, "nat", (service,), (0,))
+            world.listen(service, vip, TCP, 80)
+        for flags in (SYN, ACK, ACK, ACK):
+            world.send(tcp_frame("192.0.2.1:1", VIP, flags, bytes(10)))
+            world.send(tcp_frame("[2001:db8:c::1]:1", "[2001:db8::100]:80", flags, bytes(10)))
+        for name, record, octets in (("details4", abi.Details4, 50), ("details6", abi.Details6, 70)):
+            with bed.maps[name].memory() as memory:
+                size = record.LAYOUT.size
+                rows = [record.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at]]
+            assert [(row.packets, row.octets) for row in rows] == [(4, 4 * octets)]
 
 
 def test_ambiguous_flows_keep_both_directions_alive(world: World) -> None:

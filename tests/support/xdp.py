@@ -325,16 +325,24 @@ def _u32(number: int) -> bytes:
     return number.to_bytes(4, "little")
 
 
+def sized(entries: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of maps, and constants, for flow tables of ``entries`` (a power of two)."""
+    sizes = dict.fromkeys(("flows4", "flows6", "details4", "details6"), entries)
+    return sizes, {"flow4_mask": entries - 1, "flow6_mask": entries - 1}
+
+
 @contextlib.contextmanager
-def open_bed(*, sizes: Mapping[str, int] | None = None, **constants: int) -> Iterator[Bed]:
-    """A bed in the present namespace, on one CPU; ``sizes`` of maps, constants of the program."""
+def open_bed(*, entries: int = 65536, **constants: int) -> Iterator[Bed]:
+    """A bed in the present namespace, on one CPU, with flow tables of ``entries``; ``constants`` of the program."""
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
+    sizes, masks = sized(entries)
     try:
-        bed = Bed(
-            LoadedObject(program_object(), constants={"fragment_ttl": 100_000, **constants}, max_entries=sizes), cpu
+        loaded = LoadedObject(
+            program_object(), constants={"fragment_ttl": 100_000, **masks, **constants}, max_entries=sizes
         )
+        bed = Bed(loaded, cpu)
         try:
             yield bed
         finally:

@@ -204,8 +204,8 @@ class Record:
 
 
 _FLOW = (
-    "u32 lock, u32 seen, u32 server, u32 born, u16 service, u16 generation, u16 table, u8 kind, u8 state,"
-    "u64 octets, u32 packets, port near_port, port far_port"
+    "port sport, port dport, u8 proto, u8 kind, u8 state, zero:1, u32 seen, u32 server,"
+    "u16 service, u16 generation, u16 table, u16 lock"
 )
 
 
@@ -213,38 +213,51 @@ _FLOW = (
 class Flow4(Record):
     """One entry of ``flows4``; addresses are 4 bytes, times jiffies."""
 
-    LAYOUT: ClassVar = Layout(
-        "fl_flow4", f"v4 src, v4 dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, v4 near, v4 far"
-    )
+    LAYOUT: ClassVar = Layout("fl_flow4", f"v4 src, v4 dst, {_FLOW}")
     src: bytes
     dst: bytes
     sport: int
     dport: int
     proto: int
-    lock: int
+    kind: int
+    state: int
     seen: int
     server: int
-    born: int
     service: int
     generation: int
     table: int
-    kind: int
-    state: int
-    octets: int
-    packets: int
-    near_port: int
-    far_port: int
-    near: bytes
-    far: bytes
+    lock: int
 
 
 @dataclass(frozen=True, slots=True)
 class Flow6(Flow4):
     """One entry of ``flows6``; addresses are 16 bytes."""
 
+    LAYOUT: ClassVar = Layout("fl_flow6", f"addr src, addr dst, {_FLOW}, zero:8")
+
+
+@dataclass(frozen=True, slots=True)
+class Details4(Record):
+    """One entry of ``details4``, which belongs to the entry of ``flows4`` with the same index."""
+
     LAYOUT: ClassVar = Layout(
-        "fl_flow6",
-        f"addr src, addr dst, port sport, port dport, u8 proto, zero:3, {_FLOW}, addr near, addr far, zero:16",
+        "fl_details4", "u64 octets, u32 packets, u32 born, v4 near, v4 far, port near_port, port far_port, zero:4"
+    )
+    octets: int
+    packets: int
+    born: int
+    near: bytes
+    far: bytes
+    near_port: int
+    far_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Details6(Details4):
+    """One entry of ``details6``."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_details6", "u64 octets, u32 packets, u32 born, addr near, addr far, port near_port, port far_port, zero:12"
     )
 
 
