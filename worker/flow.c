@@ -112,6 +112,7 @@ static void close_side(struct side *side, bool reset)
 		descriptors_gave_back(1);
 	}
 	pending_free(side->pending);
+	pipe_give_back(side->pipe);
 	*side = (struct side){.fd = -1};
 }
 

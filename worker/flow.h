@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "pending.h"
+#include "splice.h"
 #include "store.h"
 #include "timer.h"
 
@@ -43,11 +44,16 @@ enum side_flags {
 
 enum end { END_NONE, END_FIN, END_RST };
 
+/* Whether all that was read from a side has been written to the other. */
+#define PASSED_ON(side) ((side)->pending == NULL && ((side)->pipe == NULL || (side)->pipe->held == 0))
+
 struct side {
 	int fd; /* -1: none */
 	uint8_t flags;
 	uint8_t end; /* how reading from this side ended */
+	uint8_t full; /* reads in a row that filled the whole buffer */
 	struct pending *pending; /* read from this side, not yet written to the other */
+	struct pipe *pipe;	 /* the same, while this side sends bulk */
 };
 
 /* Servers that failed this flow; allocated with the first failure. */

@@ -138,6 +138,7 @@ static void end(void)
 	listeners_close();
 	flows_reset(NULL);
 	flows_free();
+	pipes_free();
 	store_free();
 	worker.row->active = 0;
 	worker.row->accepting = 0;

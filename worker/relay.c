@@ -46,14 +46,14 @@ static void pass_reset(struct flow *flow, unsigned from)
 
 static bool finished(const struct side *side)
 {
-	return side->end == END_FIN && side->pending == NULL;
+	return side->end == END_FIN && PASSED_ON(side);
 }
 
 /* Passes on what both directions have come to. */
 static void conclude(struct flow *flow)
 {
 	for (unsigned from = CLIENT; from <= SERVER; from++)
-		if (flow->side[from].end == END_RST && flow->side[from].pending == NULL) {
+		if (flow->side[from].end == END_RST && PASSED_ON(&flow->side[from])) {
 			if (from == SERVER && flow->bytes[SERVER] == 0)
 				connect_proved_bad(flow);
 			pass_reset(flow, from);
