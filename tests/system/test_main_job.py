@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -215,8 +219,38 @@ def test_invalid_file_changes_nothing_and_says_why(site: Site) -> None:
     assert traffic.failures() == []
 
 
+def test_f50_a_file_that_changes_during_reloads_is_applied_as_it_was_validated(site: Site) -> None:
+    versions = {names: site.configuration(names=names).encode() for names in (("a",), ("b",), ("a", "b", "c"))}
+    digests = {hashlib.sha256(text).hexdigest(): set(names) for names, text in versions.items()}
+    end = threading.Event()
+
+    def swap() -> None:
+        for text in itertools.cycle(versions.values()):
+            if end.is_set():
+                return
+            new = site.daemon.directory / "new.yaml"
+            new.write_bytes(text)
+            new.replace(site.daemon.file)
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        seen = set()
+        for _ in range(60):
+            site.daemon.reload()
+            digest = str(json.loads(site.daemon.ask("GET", "/v1/status")[1])["config_digest"])
+            servers = json.loads(site.daemon.ask("GET", "/v1/servers")[1])
+            configured = {view["name"] for view in servers if view["idle_reason"] != "removed"}
+            assert configured == digests[digest]
+            seen.add(digest)
+    finally:
+        end.set()
+        swapper.join()
+    assert len(seen) > 1, "the file did change"
+
+
 @pytest.mark.serial
-def test_1000_reloads_leak_nothing(site: Site) -> None:
+def test_f44_1000_reloads_leak_nothing(site: Site) -> None:
     def turn(count: int) -> None:
         for number in range(count):
             names = ("a", "b", "c") if number % 2 else ("a", "b")
