@@ -152,6 +152,7 @@ struct fl_service {
 
 #define FL_SERVER_RESET 1u     /* established flows are answered with RST (TCP) or go elsewhere (UDP) */
 #define FL_SERVER_AMBIGUOUS 2u /* nat: its replies do not tell the VIP, so flows are stored in both directions */
+#define FL_SERVER_UNPIN 4u     /* UDP flows leave, unless the table their service has now chose it */
 
 /* servers, by id; id 0 is never used */
 struct fl_server {

@@ -8,7 +8,7 @@ of a client never becomes one. No two samples share name and labels, for one suc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ from fairlead.model.views import HealthView, ServerView, ServiceView, StatusView
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 Samples: TypeAlias = dict[tuple[str, ...], float]
+PACKET_FATES = ("pass_", "drop_", "sent_")
 SERVICE_STATES = ("up", "degraded", "down")
 VRRP_STATES = ("initialize", "backup", "active")
 
@@ -43,6 +44,7 @@ class Scrape:
         """All families, each with its HELP."""
         yield from _daemon(self.status, self.ready)
         yield from _workers(self.status.workers)
+        yield from _packets(self.status.packets)
         yield from _services(self.services)
         yield from _servers(self.servers)
         yield from _probes(self.health)
@@ -106,6 +108,16 @@ def _daemon(status: StatusView, ready: bool) -> Iterator[Metric]:
         yield _gauge(name, text, [], {(): float(value)})
     text = "Differences between the data plane and its wanted state that were found and repaired."
     yield _counter("drift_repairs_total", text, [], {(): status.drift_repairs_total})
+
+
+def _packets(packets: Mapping[str, int]) -> Iterator[Metric]:
+    """Forwarded packets count with their service and server; all others here, each once."""
+    fates: Samples = {(name,): n for name, n in packets.items() if name.startswith(PACKET_FATES)}
+    text = "Packets the XDP program gave to the host (pass_), dropped (drop_) or answered (sent_), by reason."
+    yield _counter("xdp_packets_total", text, ["fate"], fates)
+    text = "What else the XDP program counted: new flows, flows it could not store, fragments."
+    others: Samples = {(name,): n for name, n in packets.items() if (name,) not in fates}
+    yield _counter("xdp_occasions_total", text, ["occasion"], others)
 
 
 def _workers(workers: tuple[WorkerView, ...]) -> Iterator[Metric]:

@@ -24,7 +24,10 @@ from fairlead.announce.base import Event
 from fairlead.announce.client import VrrpProcess
 from fairlead.api.server import ApiServer
 from fairlead.config.load import Loaded
+from fairlead.dataplane.combined import CombinedDataPlane
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
+from fairlead.dataplane.xdp.driver import XdpDataPlane
+from fairlead.dataplane.xdp.installation import Programs
 from fairlead.engine.agent import Agent, Parts
 from fairlead.engine.dump import dump
 from fairlead.engine.events import Events
@@ -42,7 +45,8 @@ from fairlead.probes.registry import probe
 Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-WORKER = Path(__file__).parent.parent / "_native" / "fairlead-worker"
+NATIVE = Path(__file__).parent.parent / "_native"
+WORKER = NATIVE / "fairlead-worker"
 
 
 MOST_PROBES = 8192  # under way at once; each takes a descriptor
@@ -102,7 +106,7 @@ class _Run:
         self._events = Events(time.time)
         for warning in daemon.loaded.warnings:
             self._events.record("configuration_warning", warning.path, str(warning), level="warning")
-        dataplane = ProxyDataPlane(
+        proxy = ProxyDataPlane(
             runtime_dir=directory,
             workers=daemon.loaded.configuration.workers,
             worker_path=WORKER,
@@ -110,6 +114,13 @@ class _Run:
             on_change=self._dataplane_changed,
             on_event=self._dataplane_event,
         )
+        packets = XdpDataPlane(
+            settings=daemon.loaded.configuration.xdp,
+            programs=Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o"),
+            build_table=tables.build,
+            on_event=self._dataplane_event,
+        )
+        dataplane = CombinedDataPlane(proxy, packets)
         monitor = Monitor(
             probe,
             concurrency=min(MOST_PROBES, _raise_descriptor_limit() // 2),

@@ -30,6 +30,7 @@ from fairlead.model.pool import (
 )
 from fairlead.model.service import Limits, Persistence, ProxyHeader, VirtualService
 from fairlead.model.vip import Vip, VrrpInstance
+from fairlead.model.xdp import XdpSettings
 
 _IDLE_TIMEOUT_S = {Protocol.TCP: 350.0, Protocol.UDP: 60.0}
 
@@ -43,10 +44,21 @@ def build(draft: Draft, digest: str) -> Configuration:
         pools={name: _pool(name, pool) for name, pool in draft.pools.items()},
         vips=tuple(_vip(address, vip) for address, vip in draft.vips.items()),
         vrrp={name: _instance(name, instance) for name, instance in draft.vrrp.items()},
+        xdp=_xdp(settings.xdp),
         api=ApiSettings(socket=settings.api.socket),
         workers=settings.proxy.workers,
         hash_seed=None if seed is None else hashlib.blake2b(seed.encode(), digest_size=16).digest(),
         digest=digest,
+    )
+
+
+def _xdp(part: nodes.Xdp) -> XdpSettings:
+    return XdpSettings(
+        interfaces=None if part.interfaces is None else tuple(part.interfaces),
+        mode=part.mode,
+        flow_table=part.flow_table,
+        tunnel_source=part.tunnel_source,
+        snat=None if part.snat is None else tuple(part.snat),
     )
 
 

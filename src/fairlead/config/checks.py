@@ -44,6 +44,7 @@ class _Checks:
         for name, pool in self._draft.pools.items():
             self._pool(name, pool)
         self._overlaps()
+        self._shared_replies()
         self._usage()
         self._ownership()
 
@@ -94,6 +95,31 @@ class _Checks:
                 self._error((*loc, "listen"), message)
             return
         self._without_effect(loc, service, PROXY_ONLY, f"forwarding: {service.forwarding}")
+        self._needs_proxy(loc, service)
+
+    def _needs_proxy(self, loc: Loc, service: Service) -> None:
+        """What takes counting open connections, which packets of one direction do not allow."""
+        how = f"`forwarding: {service.forwarding}`"
+        if service.scheduler in (Scheduler.LC, Scheduler.WLC):
+            self._error(
+                (*loc, "scheduler"),
+                f"`{service.scheduler}` needs the number of open connections, which {how} does not know exactly; "
+                "use `maglev`, `wrr`, `rr`, `sh` or `random`",
+            )
+        if service.persistence is not None:
+            self._error(
+                (*loc, "persistence"), f"is not supported with {how}; `scheduler: sh` keeps a client on its server"
+            )
+        for key in ("connections", "connections_per_source"):
+            if getattr(service.limits, key):
+                self._error(
+                    (*loc, "limits", key), f"is not supported with {how}, which does not count open connections"
+                )
+        pool = self._draft.pools.get(service.pool)
+        for index, server in enumerate(pool.servers if pool is not None else ()):
+            if server.max_connections:
+                where = ("pools", service.pool, "servers", index, "max_connections")
+                self._warn(where, f"has no effect on service {shown(loc[1])}, which has {how}")
 
     def _without_effect(self, loc: Loc, service: Service, keys: Iterable[str], why: str) -> None:
         for key in keys:
@@ -105,7 +131,7 @@ class _Checks:
         if service.transparent:
             self._transparent(loc, pool)
         families = {listen.address.version for listen in service.listen}
-        kept = service.forwarding in (Forwarding.NAT, Forwarding.DSR) or service.transparent
+        kept = service.forwarding in (Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR) or service.transparent
         same_port = service.forwarding in (Forwarding.DSR, Forwarding.TUNNEL)
         addresses: dict[IPAddress, list[Listen]] = {}
         for listen in service.listen:
@@ -241,6 +267,25 @@ class _Checks:
             if member[0].last > widest[0].last:
                 widest = member
 
+    def _shared_replies(self) -> None:
+        """Replies of a nat server tell the VIP only while one service has it."""
+        users: dict[tuple[str, Endpoint], tuple[str, tuple[Listen, ...]]] = {}
+        told: set[tuple[str, str]] = set()
+        for name, service in self._draft.services.items():
+            pool = self._draft.pools.get(service.pool)
+            if service.forwarding is not Forwarding.NAT or pool is None:
+                continue
+            for server in pool.servers:
+                first, listens = users.setdefault((service.protocol, server.endpoint), (name, tuple(service.listen)))
+                several = first != name and not (server.endpoint.port == 0 and _ports_differ(listens, service.listen))
+                if several and (first, name) not in told:
+                    told.add((first, name))
+                    self._warn(
+                        ("services", name, "pool"),
+                        f"server {server.endpoint} also serves {shown(first)} by nat: only the flow table tells "
+                        "whose its replies are, so these flows do not survive a takeover by another node",
+                    )
+
     def _usage(self) -> None:
         draft, tree = self._draft, self._tree
         if not tree.named["services"]:
@@ -328,6 +373,11 @@ class _Checks:
                 if self._draft.vrrp[name].priority != first.priority:
                     message = f"differs from that of {shown(names[0])}; instances that move together have one priority"
                     self._error(("vrrp", name, "priority"), message)
+
+
+def _ports_differ(one: Iterable[Listen], other: Iterable[Listen]) -> bool:
+    """Whether no port is in both."""
+    return all(a.last < b.first or b.last < a.first for a in one for b in other)
 
 
 def _host(name: str) -> object:

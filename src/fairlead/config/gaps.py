@@ -13,7 +13,7 @@ from fairlead.config.findings import Findings
 from fairlead.config.schema.document import Draft
 from fairlead.config.schema.health import Through
 from fairlead.config.tree import Loc, Tree
-from fairlead.model.service import Engine, Forwarding
+from fairlead.model.service import Engine
 
 
 class Gap(NamedTuple):
@@ -33,17 +33,12 @@ class Gap(NamedTuple):
 
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     "services": (
-        Gap(
-            ("forwarding",),
-            "forwarding in the kernel",
-            (Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR, Forwarding.TUNNEL),
-        ),
-        Gap(("engine",), "forwarding in the kernel", (Engine.XDP, Engine.LVS)),
+        Gap(("engine",), "forwarding by IPVS", (Engine.LVS,)),
     ),
     "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }
 
-SECTION_GAPS: tuple[str, ...] = ("xdp", "bgp")
+SECTION_GAPS: tuple[str, ...] = ("bgp",)
 
 SETTING_GAPS: tuple[Gap, ...] = (
     Gap(("api", "listen"), "the API on TCP"),

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fairlead.model.net import IPAddress
 from fairlead.model.reasons import RejectReason
 from fairlead.model.state import ObservedState, Plan
 from fairlead.model.views import FlowPage, WorkerView
+from fairlead.model.vip import Vip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,17 @@ class ServerCounters:
     bytes_in: int = 0
     bytes_out: int = 0
     streaks: Mapping[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: ServerCounters) -> ServerCounters:
+        """Both together; streaks belong to one of them."""
+        return ServerCounters(
+            self.active + other.active,
+            self.connections + other.connections,
+            self.connect_failures + other.connect_failures,
+            self.bytes_in + other.bytes_in,
+            self.bytes_out + other.bytes_out,
+            {**self.streaks, **other.streaks},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class Counters:
     servers: Mapping[str, ServerCounters] = field(default_factory=dict)
     services: Mapping[str, ServiceCounters] = field(default_factory=dict)
     workers: tuple[WorkerView, ...] = ()
+    packets: Mapping[str, int] = field(default_factory=dict)  # of the XDP program, by fate
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,7 @@ class DataPlane(Protocol):
     async def start(self) -> None:
         """Adopt what runs already, start what is missing."""
 
-    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+    def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go: services are offered there whether or not this host holds them now."""
 
     async def observe(self) -> ObservedState:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from fairlead.dataplane.base import Counters, FlowFilter
 from fairlead.errors import ContractViolation, DataPlaneError
-from fairlead.model.net import IPAddress
 from fairlead.model.state import ForwardingState, ObservedState, Op, Plan
 from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.vip import Vip
 from fairlead.policy.plan import apply_op, describe
 
 
@@ -54,7 +54,7 @@ class MemoryDataPlane:
         for op in ops:
             self.state = apply_op(self.state, op)
 
-    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+    def set_vips(self, vips: frozenset[Vip]) -> None:
         """Every address will do here."""
 
     async def start(self) -> None:

@@ -230,7 +230,7 @@ class Agent:
 
     def _own_addresses(self) -> None:
         """The data plane may offer services at addresses that come and go."""
-        self._parts.dataplane.set_vips(frozenset(vip.address for vip in self._present.configuration.vips))
+        self._parts.dataplane.set_vips(frozenset(self._present.configuration.vips))
 
     def _desired(self) -> tuple[DesiredState, float | None]:
         derived = self._present.decide()
@@ -307,6 +307,7 @@ class Agent:
             pending_error=convergence.error,
             drift_repairs_total=convergence.drift_repairs,
             workers=self._counters.workers,
+            packets=dict(self._counters.packets),
         )
 
     async def servers(self) -> tuple[ServerView, ...]:

@@ -23,6 +23,8 @@ def at_next_start(old: Configuration, new: Configuration) -> tuple[str, ...]:
     later = []
     if new.workers != old.workers:
         later.append("proxy.workers takes effect at the next start")
+    if new.xdp != old.xdp:
+        later.append("xdp takes effect at the next start")
     if new.api != old.api:
         later.append("api takes effect at the next start")
     return tuple(later)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fairlead.model.pool import Pool
 from fairlead.model.service import VirtualService
 from fairlead.model.vip import Vip, VrrpInstance
+from fairlead.model.xdp import XdpSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Configuration:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     vips: tuple[Vip, ...] = ()
     vrrp: Mapping[str, VrrpInstance] = field(default_factory=dict)
+    xdp: XdpSettings = field(default_factory=XdpSettings)
     api: ApiSettings = ApiSettings()
     workers: int = 0
     hash_seed: bytes | None = None

@@ -6,7 +6,7 @@ Times are seconds since the Unix epoch (``*_at``) or durations in seconds (``*_s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +184,7 @@ class StatusView:
     pending_error: str | None  # why not, when it does not
     drift_repairs_total: int
     workers: tuple[WorkerView, ...]
+    packets: dict[str, int] = field(default_factory=dict)  # what became of packets the XDP program saw, by reason
 
 
 @dataclass(frozen=True, slots=True)

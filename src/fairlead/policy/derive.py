@@ -23,7 +23,7 @@ from fairlead.model.health import AgentAdvice, Verdict
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.pool import AdminState
 from fairlead.model.reasons import DownReason, IdleReason, ShareReason
-from fairlead.model.service import VirtualService
+from fairlead.model.service import Forwarding, VirtualService
 from fairlead.model.state import DesiredState, ForwardingState, Listener, ServiceMode, ServiceSpec
 from fairlead.policy import tables
 from fairlead.policy.access import allowed_ranges
@@ -150,12 +150,16 @@ def _state(configuration: Configuration, members: Iterable[Member], choices: Map
     recipes = {}
     specs = {}
     listeners: set[Listener] = set()
+    shared = tables.packet_seed(configuration.hash_seed)
     for service in configuration.services.values():
         choice = choices[service.name]
         seed = service_seed(service.listen[0], configuration.hash_seed)
         digest = None
         if choice.mode is ServiceMode.FORWARD:
-            recipe = tables.recipe(service.scheduler, seed, choice)
+            if service.forwarding is Forwarding.PROXY:
+                recipe = tables.recipe(service.scheduler, seed, choice)
+            else:
+                recipe = tables.packet_recipe(service.scheduler, shared, choice)
             digest = tables.digest(recipe)
             recipes[digest] = recipe
         specs[service.name] = _service_spec(service, choice.mode, digest, seed)

@@ -25,6 +25,7 @@ WHOLE = 100  # per cent
 _KEPT_BASES = 32  # of 128 kB each: health changes a table often, its base seldom
 _SHARE_LEVEL = 64  # of the permutations one that reassigning hardly ever gets to
 _FEW_SLOTS = 192  # free slots from which on looking at each is cheaper than walking into taken ones
+_FEW_OF_SMALL = 64  # of a small table as many as one in so many
 
 
 def permutation(identity: str, seed: bytes, size: int) -> Permutation:
@@ -49,7 +50,8 @@ def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: in
     at = [offset for offset, _ in permutations]  # where each looks next
     skips = [skip for _, skip in permutations]
     order = cycle(spread(turns))
-    for index in islice(order, max(0, size - _FEW_SLOTS)):
+    few = min(_FEW_SLOTS, size // _FEW_OF_SMALL)
+    for index in islice(order, size - few):
         slot, skip = at[index], skips[index]
         while taken[slot]:
             slot += skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 
 from fairlead.errors import ContractViolation
@@ -22,6 +23,8 @@ from fairlead.policy.turns import reduced, spread
 MAGLEV_SIZE = 65537  # section 5.3 of the Maglev paper; shares stay within 1 % of the weights up to 655 servers
 MAX_PERIOD = 65536  # turns of wrr before they repeat; weights that need more are rounded to it
 SEED_SIZE = 16
+PACKET_SIZES = (251, 1021, 4093, 16381, MAGLEV_SIZE)  # primes just under powers of two
+SLOTS_OF_LIGHTEST = 100
 MAX_MEMBERS = 65535  # slots are 16-bit indexes
 
 
@@ -34,6 +37,28 @@ _FILLINGS = {
     Scheduler.LC: Scheduler.RR,
     Scheduler.WLC: Scheduler.RR,
 }
+
+
+def packet_seed(hash_seed: bytes | None) -> bytes:
+    """The seed of all tables that packets are forwarded by: services with the same servers share one table.
+
+    The flow hash is seeded by service all the same, and no proxy has a table of the same digest.
+    """
+    return hashlib.blake2b(b"packets", digest_size=SEED_SIZE, key=hash_seed or b"").digest()
+
+
+def packet_recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
+    """The table of a service whose packets are forwarded; ``seed`` is a ``packet_seed``.
+
+    Unlike a proxy, the kernel may hold ten thousand of them, so they are no larger than accuracy asks for: the
+    lightest server has 100 slots or more, as far as the largest size goes.
+    """
+    spec = recipe(scheduler, seed, choice)
+    if spec.scheduler is not Scheduler.MAGLEV:
+        return replace(spec, seed=seed)
+    weights = [member.weight for member in spec.members]
+    enough = SLOTS_OF_LIGHTEST * sum(weights) // min(weights)
+    return replace(spec, size=next((size for size in PACKET_SIZES if size >= enough), PACKET_SIZES[-1]))
 
 
 def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:

@@ -7,6 +7,7 @@ Invariant: ``parse`` takes whatever a kernel sends; what it does not know it pas
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,17 +20,24 @@ _AF_INET, _AF_INET6 = 2, 10
 _ERROR, _DONE = 2, 3
 _NEW_LINK, _DEL_LINK, _GET_LINK = 16, 17, 18
 _NEW_ADDRESS, _DEL_ADDRESS, _GET_ADDRESS = 20, 21, 22
+_NEW_ROUTE, _GET_ROUTE = 24, 26
+_NEW_NEIGHBOUR, _GET_NEIGHBOUR = 28, 30
 
 _REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_ROUTE = struct.Struct("=BBBBBBBBI")  # family, prefix lengths, tos, table, protocol, scope, type, flags
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
 _ATTRIBUTE = struct.Struct("=HH")
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 4, 6, 8, 11
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFA_F_SECONDARY, _IFA_F_NODAD = 0x01, 0x02
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
+_NDA_DST, _NDA_LLADDR = 1, 2
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
 _FOREVER = 0xFFFFFFFF
 _SCOPE_LINK = 253
 
@@ -62,6 +70,35 @@ class InterfaceAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where the kernel sends packets for ``destination``.
+
+    Attributes:
+        index: Of the interface.
+        source: The address that they come from, unless they have one.
+        gateway: None when the destination is on the link.
+        local: It is an address of this host.
+        usable: Neither a blackhole nor forbidden.
+    """
+
+    destination: IPAddress
+    index: int
+    source: IPAddress | None
+    gateway: IPAddress | None
+    local: bool
+    usable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """What the host knows of a neighbour's link address; ``mac`` is empty while it is asked for."""
+
+    index: int
+    address: IPAddress
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The answer to a request: 0, or a positive errno. Ends a dump as well."""
 
@@ -69,7 +106,7 @@ class Outcome:
     error: int
 
 
-Message = Link | InterfaceAddress | Outcome
+Message = Link | InterfaceAddress | Route | Neighbour | Outcome
 
 
 def add_address(sequence: int, address: InterfaceAddress) -> bytes:
@@ -107,6 +144,18 @@ def dump_addresses(sequence: int) -> bytes:
     return message(_GET_ADDRESS, _REQUEST | _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
+def get_route(sequence: int, destination: IPAddress) -> bytes:
+    """Ask where packets for ``destination`` go; answered by one Route, or by an Outcome with an error."""
+    family = _AF_INET if destination.version == 4 else _AF_INET6
+    body = _ROUTE.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    return message(_GET_ROUTE, _REQUEST | _ACK, sequence, body + attribute(_RTA_DST, destination.packed))
+
+
+def dump_neighbours(sequence: int) -> bytes:
+    """Ask for all neighbours."""
+    return message(_GET_NEIGHBOUR, _REQUEST | _DUMP, sequence, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
+
+
 def parse(data: bytes) -> Iterator[Message]:
     """What one datagram from the kernel says."""
     offset = 0
@@ -129,7 +178,39 @@ def _read(kind: int, sequence: int, body: bytes) -> Message | None:
         return _read_link(body, deleted=kind == _DEL_LINK)
     if kind in (_NEW_ADDRESS, _DEL_ADDRESS) and len(body) >= _ADDRESS.size:
         return _read_address(body, deleted=kind == _DEL_ADDRESS)
+    if kind == _NEW_ROUTE and len(body) >= _ROUTE.size:
+        return _read_route(body)
+    if kind == _NEW_NEIGHBOUR and len(body) >= _NEIGHBOUR.size:
+        return _read_neighbour(body)
     return None
+
+
+def _read_route(body: bytes) -> Route | None:
+    kind = _ROUTE.unpack_from(body)[7]
+    found = dict(attributes(body, _ROUTE.size))
+    destination = _address(found.get(_RTA_DST))
+    if destination is None:
+        return None
+    via = found.get(_RTA_VIA)
+    return Route(
+        destination,
+        int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder),
+        _address(found.get(_RTA_PREFSRC)),
+        _address(found.get(_RTA_GATEWAY)) or (_address(via[2:]) if via else None),
+        kind == _RTN_LOCAL,
+        kind in (_RTN_UNICAST, _RTN_LOCAL),
+    )
+
+
+def _read_neighbour(body: bytes) -> Neighbour | None:
+    _, index, _, _, _ = _NEIGHBOUR.unpack_from(body)
+    found = dict(attributes(body, _NEIGHBOUR.size))
+    address = _address(found.get(_NDA_DST))
+    return None if address is None else Neighbour(index, address, found.get(_NDA_LLADDR, b""))
+
+
+def _address(packed: bytes | None) -> IPAddress | None:
+    return ip_address(packed) if packed is not None and len(packed) in (4, 16) else None
 
 
 def _read_link(body: bytes, *, deleted: bool) -> Link | None:

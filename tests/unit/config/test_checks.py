@@ -191,12 +191,13 @@ services:
   s:
     listen: 192.0.2.9:80
     pool: p
-    forwarding: §nat
+    forwarding: nat
+    engine: §lvs
 pools:
   p:
     servers: [192.0.2.1:80]
     health: [icmp, {type: tcp, through: §service}]
-§xdp: {mode: native}
+xdp: {mode: native}
 §bgp: {x: y}
 api: {listen: §127.0.0.1:9000, token_file: §/etc/token}
 """

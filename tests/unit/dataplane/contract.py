@@ -15,7 +15,7 @@ import pytest
 from fairlead.dataplane.base import DataPlane, FlowFilter
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import AddressRange
-from fairlead.model.service import Persistence, ProxyHeader, Scheduler
+from fairlead.model.service import Forwarding, Persistence, ProxyHeader, Scheduler
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -51,19 +51,21 @@ def same(one: ForwardingState, other: ForwardingState) -> bool:
 
 
 @cache
-def states() -> dict[str, ForwardingState]:
-    """States that differ in everything a state is made of."""
+def states(forwarding: Forwarding = Forwarding.PROXY) -> dict[str, ForwardingState]:
+    """States that differ in everything a state is made of; packets are not spread by the number of connections."""
+    how = {"forwarding": forwarding}
     port, other, first = free_port(), free_port(), free_port()
     s1, s2, s3 = (server_spec(f"web/10.0.0.{n}:80", f"10.0.0.{n}:80") for n in (1, 2, 3))
     v6 = server_spec("six/[2001:db8::1]:0", "[2001:db8::1]:0", weight=7, max_connections=9)
     both = table_spec({"10.0.0.1:80": 1, "10.0.0.2:80": 2}, size=251)
     one = table_spec({"10.0.0.1:80": 1, "10.0.0.2:80": 2}, dead=frozenset({"10.0.0.2:80"}), size=251)
     turns = table_spec({"10.0.0.3:80": 1}, scheduler=Scheduler.RR, size=1)
-    web = service_spec("web", tables.digest(both))
+    web = service_spec("web", tables.digest(both), **how)
     rich = service_spec(
         "rich",
         tables.digest(turns),
-        scheduler=Scheduler.WLC,
+        scheduler=Scheduler.WLC if forwarding is Forwarding.PROXY else Scheduler.WRR,
+        forwarding=forwarding,
         seed=bytes(range(16, 32)),
         idle_timeout_ms=0,
         retries=0,
@@ -80,7 +82,7 @@ def states() -> dict[str, ForwardingState]:
         pool="six",
         allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF), AddressRange(1 << 120, (1 << 121) - 1)),
     )
-    closed = service_spec("web", mode=ServiceMode.DROP, allowed=())
+    closed = service_spec("web", mode=ServiceMode.DROP, allowed=(), **how)
     here, there, v6_here = (
         listener("web", f"127.0.0.1:{port}"),
         listener("web", f"127.0.0.1:{other}"),
@@ -110,6 +112,8 @@ async def bring(plane: DataPlane, state: ForwardingState) -> None:
 class Contract:
     """The tests; a driver's class has a fixture ``opened`` of type ``Open``."""
 
+    forwarding = Forwarding.PROXY
+
     async def test_it_holds_nothing_at_first(self, opened: Open) -> None:
         async with opened() as plane:
             assert same(await plane.observe(), NOTHING)
@@ -119,27 +123,27 @@ class Contract:
     async def test_any_state_can_follow_any_other(self, opened: Open) -> None:
         async with opened() as plane:
             for before, after in PAIRS:
-                await bring(plane, states()[before])
-                await bring(plane, states()[after])
-                assert same(await plane.observe(), states()[after]), (before, after)
+                await bring(plane, states(self.forwarding)[before])
+                await bring(plane, states(self.forwarding)[after])
+                assert same(await plane.observe(), states(self.forwarding)[after]), (before, after)
 
     async def test_a_plan_that_is_cut_anywhere_is_planned_again_to_the_same_end(self, opened: Open) -> None:
         cuts = 0
         async with opened() as plane:
             for before, after in PAIRS:
-                for cut in range(len(plan(states()[after], states()[before]).ops)):
-                    await bring(plane, states()[before])
-                    todo = plan(states()[after], await plane.observe())
+                for cut in range(len(plan(states(self.forwarding)[after], states(self.forwarding)[before]).ops)):
+                    await bring(plane, states(self.forwarding)[before])
+                    todo = plan(states(self.forwarding)[after], await plane.observe())
                     await plane.apply(Plan(todo.ops[:cut]))
-                    await bring(plane, states()[after])
-                    assert same(await plane.observe(), states()[after]), (before, after, cut)
+                    await bring(plane, states(self.forwarding)[after])
+                    assert same(await plane.observe(), states(self.forwarding)[after]), (before, after, cut)
                     cuts += 1
         assert cuts > 200
 
     async def test_every_op_can_be_repeated(self, opened: Open) -> None:
         seen: set[type[Op]] = set()
         async with opened() as plane:
-            for goal in (states()["large"], NOTHING):
+            for goal in (states(self.forwarding)["large"], NOTHING):
                 for op in plan(goal, await plane.observe()).ops:
                     await plane.apply(Plan((op,)))
                     once = await plane.observe()
@@ -176,7 +180,7 @@ class Contract:
             assert same(await plane.observe(), NOTHING)
 
     async def test_what_is_in_use_stays(self, opened: Open) -> None:
-        state = states()["small"]
+        state = states(self.forwarding)["small"]
         in_use: tuple[Op, ...] = (
             DeleteServer("web/10.0.0.2:80"),
             DeleteTable(next(iter(state.tables))),
@@ -191,7 +195,7 @@ class Contract:
             assert same(await plane.observe(), state)
 
     async def test_a_port_belongs_to_one_service(self, opened: Open) -> None:
-        state = states()["large"]
+        state = states(self.forwarding)["large"]
         taken = next(it for it in state.listeners if it.service == "web")
         op = OpenListener(replace(taken, service="rich"))
         async with opened() as plane:

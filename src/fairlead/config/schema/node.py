@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict
@@ -28,6 +27,7 @@ from fairlead.config.forms import (
 from fairlead.config.schema.base import Part, key, limited, required
 from fairlead.model.net import Endpoint, IPAddress
 from fairlead.model.vip import VrrpChecksum
+from fairlead.model.xdp import XdpMode
 
 MAX_WORKERS = 32
 
@@ -76,14 +76,6 @@ class Vrrp(Part):
         VrrpChecksum.AUTO, "Checksum of version 3 over IPv4; `auto`: the form that the others send."
     )
     sync: Annotated[str | None, nullable(NAME_FORM)] = key(None, "Group of instances that move together.", shown="none")
-
-
-class XdpMode(StrEnum):
-    """Where the XDP program is attached."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    GENERIC = "generic"
 
 
 def _auto_list(value: object) -> object:

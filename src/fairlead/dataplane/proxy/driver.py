@@ -28,9 +28,10 @@ from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.transparent import Routes
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError, FairleadError
-from fairlead.model.net import IPAddress, Protocol
+from fairlead.model.net import Protocol
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.vip import Vip
 from fairlead.policy.plan import describe
 
 SOME_WORKER_WAIT_S = 2.0
@@ -86,9 +87,9 @@ class ProxyDataPlane:
         self._strays: dict[Stray, int] = {}
         self._observations = 0
 
-    def set_vips(self, addresses: frozenset[IPAddress]) -> None:
+    def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go."""
-        self._sockets.vips = addresses
+        self._sockets.vips = frozenset(vip.address for vip in vips)
 
     async def start(self) -> None:
         """Adopt the workers that run, start missing ones, let surplus ones end with their flows.

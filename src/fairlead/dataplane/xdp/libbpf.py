@@ -11,7 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ XDP_NATIVE, XDP_GENERIC = 1 << 2, 1 << 1  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MO
 _ATTACH_XDP = 37  # enum bpf_attach_type: BPF_XDP
 _REPLACE = 1 << 2  # BPF_F_REPLACE
 _XDP_HAS_FRAGS = 1 << 5  # BPF_F_XDP_HAS_FRAGS
+_HASH, _NO_PREALLOC = 1, 1  # BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
 _LOG_BYTES = 1 << 20
 _BATCH = 4096
@@ -68,6 +69,21 @@ class _LinkUpdate(ctypes.Structure):
 
 class _Batch(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("elem_flags", ctypes.c_uint64), ("flags", ctypes.c_uint64))
+
+
+class _MapCreate(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    )
 
 
 class _MapInfo(ctypes.Structure):
@@ -122,6 +138,7 @@ _POINTERS = (
     "bpf_map__initial_value",
     "btf__type_by_id",
 )
+_DEFINITION = ("type", "key_size", "value_size", "map_flags", "max_entries")
 _STRINGS = ("bpf_map__name", "bpf_program__name", "btf__name_by_offset")
 
 
@@ -196,6 +213,47 @@ def _info(descriptor: int, info: ctypes.Structure, what: str) -> None:
     )
 
 
+def mount_bpffs(path: Path) -> None:
+    """Mount the BPF file system at ``path``; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def map_definitions(path: Path) -> dict[str, tuple[tuple[int, int, int, int], int]]:
+    """The maps that an object file defines: ``BpfMap.layout`` and size, by name.
+
+    Raises:
+        UnsupportedFeature: The library or the file is missing.
+        DataPlaneError: The file cannot be read.
+    """
+    library = _library()
+    opened = _open(path)
+    try:
+        found = {}
+        item = None
+        while item := library.bpf_object__next_map(opened, ctypes.c_void_p(item)):
+            raw = ctypes.c_void_p(item)
+            name: str = library.bpf_map__name(raw).decode()
+            if "." not in name:
+                numbers = (getattr(library, f"bpf_map__{what}")(raw) for what in _DEFINITION)
+                kind, key, value, flags, size = numbers
+                found[name] = ((kind, key, value, flags), size)
+        return found
+    finally:
+        library.bpf_object__close(opened)
+
+
+def _open(path: Path) -> ctypes.c_void_p:
+    if not path.exists():
+        raise UnsupportedFeature(
+            "XDP forwarding",
+            f"the compiled program {path.name} is missing: install clang and libbpf-dev, then install fairlead again",
+        )
+    return _pointer(_library().bpf_object__open_file(os.fsencode(path), None), f"reading {path}")
+
+
 class BpfMap:
     """One map. Keys and values are bytes; values of per-CPU maps are the CPUs' values one after the other."""
 
@@ -219,6 +277,24 @@ class BpfMap:
     def at(cls, path: Path) -> BpfMap:
         """The map pinned at ``path``; FileNotFoundError when there is none."""
         return cls(open_pin(path))
+
+    @classmethod
+    def hash(cls, name: str, key_size: int, value_size: int, max_entries: int) -> BpfMap:
+        """A new hash map that no program uses; memory is taken as entries come."""
+        options = _MapCreate(sz=ctypes.sizeof(_MapCreate), map_flags=_NO_PREALLOC)
+        result = _library().bpf_map_create(
+            _HASH, name.encode(), key_size, value_size, max_entries, ctypes.byref(options)
+        )
+        return cls(_check(result, f"making map {name}"))
+
+    def pin(self, path: Path) -> None:
+        """Let the map outlive its descriptors."""
+        pin(self.descriptor, path)
+
+    @property
+    def layout(self) -> tuple[int, int, int, int]:
+        """What two maps must have in common for one to stand in for the other, but for their size."""
+        return self.type, self.key_size, self.value_size, self.flags
 
     def get(self, key: bytes) -> bytes | None:
         """The value of ``key``, or None."""
@@ -262,6 +338,27 @@ class BpfMap:
             if result == -errno.E2BIG:
                 raise DataPlaneError(f"map {self.name} is full ({self.max_entries} entries)")
             _check(result, f"writing map {self.name}")
+
+    def first_rows(self, count: int) -> bytes:
+        """The first ``count`` values of an array, one after the other; of a per-CPU array, one CPU after the other."""
+        keys = ctypes.create_string_buffer(self.key_size * count)
+        values = ctypes.create_string_buffer(self._row * count)
+        following = ctypes.create_string_buffer(8)
+        number = ctypes.c_uint32(count)
+        options = _Batch(sz=ctypes.sizeof(_Batch))
+        result = _library().bpf_map_lookup_batch(
+            self.descriptor, None, following, keys, values, ctypes.byref(number), ctypes.byref(options)
+        )
+        if result in (-errno.EOPNOTSUPP, -_ENOTSUPP):  # per-CPU arrays before Linux 5.13
+            return b"".join(self.get(index.to_bytes(4, "little")) or b"" for index in range(count))
+        if result != -errno.ENOENT:
+            _check(result, f"reading map {self.name}")
+        return values.raw[: self._row * number.value]
+
+    def delete_many(self, keys: Iterable[bytes]) -> None:
+        """Forget many keys; those that are not there do not matter."""
+        for key in keys:
+            self.delete(key)
 
     def keys(self) -> Iterator[bytes]:
         """All keys, one system call each; entries that come and go meanwhile may be missed or repeated."""
@@ -343,6 +440,15 @@ class Program:
         self.xlated_bytes: int = info.xlated_len
         self.verified_instructions: int = info.verified_insns
 
+    @classmethod
+    def at(cls, path: Path) -> Program:
+        """The program pinned at ``path``; FileNotFoundError when there is none."""
+        return cls(open_pin(path))
+
+    def pin(self, path: Path) -> None:
+        """Let the program outlive its descriptors."""
+        pin(self.descriptor, path)
+
     def run(self, packet: bytes, *, ifindex: int = 0, repeat: int = 1, room: int = 512) -> Run:
         """Run the program on a frame (BPF_PROG_TEST_RUN).
 
@@ -371,6 +477,19 @@ class Program:
         )
         return Run(options.retval, out.raw[: options.data_size_out], options.duration)
 
+    def call(self, arguments: bytes) -> bytes:
+        """Run a program of type ``syscall`` on these arguments; what it left of them.
+
+        Raises:
+            DataPlaneError: The program says that it failed.
+        """
+        context = ctypes.create_string_buffer(arguments, len(arguments))
+        options = _TestRun(sz=ctypes.sizeof(_TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=len(arguments))
+        _check(_library().bpf_prog_test_run_opts(self.descriptor, ctypes.byref(options)), f"running {self.name}")
+        if options.retval:
+            raise DataPlaneError(f"the program {self.name} failed ({options.retval})")
+        return context.raw
+
     def close(self) -> None:
         """Close the descriptor."""
         if self.descriptor >= 0:
@@ -398,6 +517,10 @@ class Link:
     def at(cls, path: Path) -> Link:
         """The link pinned at ``path``; FileNotFoundError when there is none."""
         return cls(open_pin(path))
+
+    def pin(self, path: Path) -> None:
+        """Let the program stay attached when nobody holds the link."""
+        pin(self.descriptor, path)
 
     def replace(self, new: Program, old: Program) -> None:
         """Swap the program atomically, only if it still is ``old``; raises OSError(EPERM) if it is not."""
@@ -456,13 +579,9 @@ class LoadedObject:
         reuse: Mapping[str, BpfMap] | None = None,
         multi_buffer: bool = False,
     ) -> None:
-        if not path.exists():
-            raise UnsupportedFeature(
-                "XDP forwarding", f"the compiled program {path} is missing: install from a wheel, or run make"
-            )
         library = _library()
         self.path = path
-        self._object = _pointer(library.bpf_object__open_file(os.fsencode(path), None), f"reading {path}")
+        self._object = _open(path)
         self.maps: dict[str, BpfMap] = {}
         self.programs: dict[str, Program] = {}
         try:
@@ -474,7 +593,7 @@ class LoadedObject:
             self._set_constants(maps, constants or {})
             self._load(multi_buffer=multi_buffer)
             for name, raw in maps.items():
-                if not name.startswith("."):
+                if "." not in name:
                     self.maps[name] = BpfMap(os.dup(library.bpf_map__fd(raw)))
         except BaseException:
             self.close()
@@ -544,8 +663,10 @@ class LoadedObject:
     def _load_error(self, code: int, log: str) -> Exception:
         if "processed " in log:
             return VerifierRejected(self.path.name, log)
-        if code == errno.EINVAL and not Path("/sys/kernel/btf/vmlinux").exists():
-            return UnsupportedFeature("XDP forwarding", "a kernel built with CONFIG_DEBUG_INFO_BTF, 5.18 or later")
+        if code in (errno.EINVAL, _ENOTSUPP) and not log:
+            return UnsupportedFeature(
+                "XDP forwarding", f"this kernel ({os.uname().release}) is too old for it; it needs Linux 5.18 or later"
+            )
         return _fail(f"loading {self.path.name} into the kernel", code)
 
     def close(self) -> None:

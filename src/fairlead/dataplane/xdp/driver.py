@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver: DataPlane on top of the XDP program's maps.
+
+Invariants: one lock orders all changes and observations, which run in a thread; nothing is loaded before something is
+to be held; what is written in a run of Ops of one kind is flushed before the next kind, so that every cut works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from fairlead.dataplane.base import Counters, FlowFilter, ServerCounters, ServiceCounters
+from fairlead.dataplane.xdp import abi, adoption, flows, records
+from fairlead.dataplane.xdp.holdings import Holdings
+from fairlead.dataplane.xdp.host import Host
+from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
+from fairlead.dataplane.xdp.libbpf import possible_cpus
+from fairlead.dataplane.xdp.records import u32
+from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
+from fairlead.model.state import (
+    CloseListener,
+    DeleteServer,
+    DeleteService,
+    DeleteTable,
+    ForwardingState,
+    ObservedState,
+    Op,
+    OpenListener,
+    Plan,
+    PutServer,
+    PutService,
+    PutTable,
+    TableSpec,
+)
+from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.vip import Vip
+from fairlead.model.xdp import XdpSettings
+from fairlead.policy.plan import describe
+
+SMALL = 64  # Ops
+SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
+RELEASE_S = 5.0
+T = TypeVar("T")
+Slots = Callable[[TableSpec], "array[int]"]
+
+
+class XdpDataPlane:
+    """Forwards packets in the kernel.
+
+    Args:
+        settings: Of the configuration.
+        programs: Object files.
+        build_table: Fills a LookupTable; called in a thread.
+        on_event: Called with a kind, a subject and a message of something people should know.
+        root: Where to pin; None: the place of this network namespace.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: XdpSettings,
+        programs: Programs,
+        build_table: Slots,
+        on_event: Callable[[str, str, str], None],
+        root: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._build_table = build_table
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._host = Host(settings, on_event)
+        self._in = Installation(settings, programs, self._host, on_event, root)
+        self._specs: dict[str, TableSpec] = {}
+        self._version = 0
+        self._seen: tuple[int, ForwardingState] = (-1, ForwardingState())
+        self._damaged: set[object] = set()  # nouns that the kernel does not hold as they were written
+        self._scan_at = 0.0
+        self._release_at = 0.0
+
+    @property
+    def _held(self) -> Holdings:
+        return self._in.held
+
+    def set_vips(self, vips: frozenset[Vip]) -> None:
+        """Addresses that come and go."""
+        self._host.vips = vips
+
+    async def start(self) -> None:
+        """Adopt what an earlier agent left in the kernel; load nothing else yet.
+
+        Raises:
+            FairleadError: The host cannot do it any more.
+        """
+        async with self._lock:
+            await self._thread(self._adopt)
+
+    def _adopt(self) -> None:
+        if self._in.adopt():
+            adoption.adopt(self._in, self._clock)
+            self._damaged = adoption.damage(self._in)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        return not self._in.running
+
+    async def observe(self) -> ObservedState:
+        """What the maps hold; what differs from what was written is left out, so that it is written again."""
+        async with self._lock:
+            return await self._thread(self._observe)
+
+    def _observe(self) -> ObservedState:
+        held = self._held
+        if self._in.running:
+            held.later()
+            held.flush()
+            if self._clock() >= self._scan_at:
+                self._look_around()
+                self._scan_at = self._clock() + SCAN_S
+        gone = self._damaged
+        if self._seen[0] == self._version and not gone and self._in.unattached is None:
+            return self._seen[1]
+        if self._in.unattached is not None:
+            gone = gone | held.listeners.keys()
+        state = ForwardingState(
+            {key: it.spec for key, it in held.servers.items() if key not in gone},
+            {digest: self._specs.get(digest) for digest in held.tables if digest not in gone},
+            {name: it.spec for name, it in held.services.items() if ("service", name) not in gone},
+            frozenset(it for it in held.listeners if it not in gone) if gone else frozenset(held.listeners),
+        )
+        if not gone:
+            self._seen = (self._version, state)
+        return state
+
+    def _look_around(self) -> None:
+        """Compare with the kernel, put right what has no name, look after interfaces and ids."""
+        self._damaged |= adoption.damage(self._in)
+        self._in.look_after_interfaces(self._needs(()))
+        if self._held.lingering and self._clock() >= self._release_at:
+            self._release_at = self._clock() + RELEASE_S
+            live = self._in.census.count(fresh=True)
+            if self._held.release(live.servers, live.services):
+                self._held.flush()
+
+    async def apply(self, plan: Plan) -> None:
+        """Carry out a plan.
+
+        Raises:
+            DataPlaneError: With the first Op that failed.
+        """
+        if not plan:
+            return
+        slots = await self._build(plan)
+        async with self._lock:
+            await self._thread(lambda: self._apply(plan, slots))
+
+    async def _build(self, plan: Plan) -> dict[str, array[int]]:
+        """Fill tables outside the lock: it takes a while."""
+        slots: dict[str, array[int]] = {}
+        for op in plan.ops:
+            if isinstance(op, PutTable) and (op.digest not in self._held.tables or op.digest in self._damaged):
+                try:
+                    slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
+                except FairleadError as error:
+                    raise DataPlaneError(f"{describe(op)}: {error}", op) from error
+        return slots
+
+    def _apply(self, plan: Plan, slots: dict[str, array[int]]) -> None:
+        puts = [op for op in plan.ops if isinstance(op, PutServer | PutTable | PutService | OpenListener)]
+        if not self._in.running and not puts:
+            return
+        self._version += 1
+        servers = len(self._held.servers_by_id)
+        try:
+            if not self._has_room(puts):
+                self._in.have_room(self._needs(plan.ops))
+        except (UnsupportedFeature, DataPlaneError) as error:
+            raise DataPlaneError(str(error), puts[0] if puts else plan.ops[0]) from error
+        try:
+            for _, run in groupby(plan.ops, key=type):
+                self._run(tuple(run), slots)
+        finally:
+            self._in.finish()
+            moved = any(isinstance(op, OpenListener | CloseListener) for op in plan.ops)
+            if moved or len(self._held.servers_by_id) > servers:
+                self._in.look_after_interfaces(self._needs(()))
+        if self._in.unattached is not None:
+            opened = [op for op in plan.ops if isinstance(op, OpenListener)]
+            raise DataPlaneError(self._in.unattached, opened[-1] if opened else plan.ops[-1])
+
+    def _has_room(self, puts: Sequence[Op]) -> bool:
+        """Whether a small change fits without counting everything."""
+        if not self._in.running or len(puts) > SMALL or any(isinstance(op, OpenListener) for op in puts):
+            return False
+        held = self._held
+        tables = [op.spec for op in puts if isinstance(op, PutTable)]
+        units = sum(records.table_units(spec.size, len(spec.members)) for spec in tables)
+        members = sum(len(spec.members) for spec in tables)
+        return (
+            min(held.server_ids.room, held.service_ids.room) > len(puts)
+            and held.extents.room > 2 * units
+            and all(self._in.room_of(name) > len(puts) for name in ("names_server", "names_service", "names_table"))
+            and all(self._in.room_of(name) > members * len(puts) for name in ("replies4", "replies6"))
+        )
+
+    def _run(self, ops: Sequence[Op], slots: dict[str, array[int]]) -> None:
+        held = self._held
+        op = ops[0]
+        try:
+            for op in ops:  # named in the error
+                self._do(held, op, slots)
+        except DataPlaneError as error:
+            raise DataPlaneError(str(error), op) from error
+        finally:
+            try:
+                held.flush()
+            except DataPlaneError as error:
+                raise DataPlaneError(f"{describe(ops[0])}: {error}", ops[0]) from error
+
+    def _do(self, held: Holdings, op: Op, slots: dict[str, array[int]]) -> None:
+        match op:
+            case PutServer(spec):
+                held.put_server(spec)
+                self._damaged.discard(spec.key)
+            case DeleteServer(key):
+                held.delete_server(key)
+            case PutTable(digest, spec):
+                if digest in slots:
+                    held.put_table(digest, spec, slots[digest])
+                self._specs[digest] = spec
+                self._damaged.discard(digest)
+            case DeleteTable(digest):
+                held.delete_table(digest)
+                self._specs.pop(digest, None)
+            case PutService(spec):
+                held.put_service(spec)
+                self._damaged.discard(("service", spec.name))
+            case DeleteService(name):
+                held.delete_service(name)
+            case OpenListener(listener):
+                held.open(listener)
+                self._damaged.discard(listener)
+            case CloseListener(listener):
+                held.close(listener)
+
+    def _needs(self, ops: Iterable[Op]) -> Needs:
+        """Room for what is held and what a plan adds."""
+        held = self._held
+        needs = Needs(held)
+        for op in ops:
+            match op:
+                case PutServer(spec):
+                    needs.server(spec)
+                case PutTable(digest, spec):
+                    needs.table(digest, spec)
+                case PutService(spec):
+                    needs.service(spec)
+                case OpenListener(listener):
+                    needs.listener(listener)
+        return needs
+
+    async def counters(self) -> Counters:
+        """All counters; flows that are established were counted a moment ago."""
+        if not self._in.running:
+            return Counters()
+        async with self._lock:
+            return await self._thread(self._counters)
+
+    def _counters(self) -> Counters:
+        if not self._in.running:
+            return Counters()
+        live, held, maps = self._in.census.count(), self._held, self._in.kernel.maps
+        by_server = _traffic(maps["server_traffic"].first_rows(max(held.servers_by_id, default=0) + 1))
+        by_service = _traffic(maps["service_traffic"].first_rows(max(held.services_by_id, default=0) + 1))
+        servers = {}
+        for key, same in held.same_key.items():
+            rows = [(by_server[it.number], live.servers.get(it.number, 0)) for it in same]
+            servers[key] = ServerCounters(
+                active=sum(active for _, active in rows),
+                connections=sum(row.connections for row, _ in rows),
+                bytes_in=sum(row.bytes_in for row, _ in rows),
+                bytes_out=sum(row.bytes_out for row, _ in rows),
+            )
+        services = {}
+        for name, service in held.services.items():
+            row = by_service[service.number]
+            active = live.services.get(service.number, 0)
+            services[name] = ServiceCounters(active, row.connections, row.bytes_in, row.bytes_out)
+        raw = maps["cpus"].get(u32(0))
+        packets = abi.sum_counters(raw) if raw is not None else {}
+        return Counters(servers, services, packets={counter.name.lower(): n for counter, n in packets.items()})
+
+    async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
+        """Flows of the table, IPv4 first.
+
+        Raises:
+            DataPlaneError: The cursor is none of ours.
+        """
+        async with self._lock:
+            return await self._thread(lambda: self._flows(which, cursor, limit))
+
+    def _flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
+        if cursor is not None and not cursor.isdecimal():
+            raise DataPlaneError(f"{cursor!r} is not a cursor of a list of connections; start again without one")
+        if not self._in.running:
+            return FlowPage((), None)
+        held, now = self._held, self._in.census.jiffies()
+        services = {it.number for it in held.services_by_id.values() if which.service in {None, it.spec.name}}
+        servers = {it.number for it in held.servers_by_id.values() if which.server in {None, it.spec.key}}
+
+        def wanted(entry: abi.Flow4) -> bool:
+            return entry.service in services and entry.server in servers and self._lives(entry, now)
+
+        found, after = flows.page(self._in.flow_table, cursor, limit, wanted)
+        return FlowPage(tuple(self._view(it, now) for it in found), after)
+
+    def _lives(self, entry: abi.Flow4, now: int) -> bool:
+        service = self._held.services_by_id.get(entry.service)
+        server = self._held.servers_by_id.get(entry.server)
+        if service is None or server is None or server.generation != entry.generation:
+            return False
+        limits = records.timeouts(service.spec, self._in.hertz)
+        limit = int.from_bytes(limits[entry.state * 4 : entry.state * 4 + 4], "little")
+        return _age(now, entry.seen) <= limit
+
+    def _view(self, found: flows.Found, now: int) -> FlowView:
+        held, hertz, entry = self._held, self._in.hertz, found.entry
+        return FlowView(
+            service=held.services_by_id[entry.service].spec.name,
+            server=held.servers_by_id[entry.server].spec.key,
+            client=_endpoint(entry.src, entry.sport),
+            vip=_endpoint(entry.dst, entry.dport),
+            state=flows.STATES[abi.State(entry.state)],
+            age_s=round(_age(now, found.details.born) / hertz, 3),
+            idle_s=round(max(0, _age(now, entry.seen)) / hertz, 3),
+            bytes_in=found.details.octets,
+            bytes_out=0,
+            worker=-1,
+        )
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Take no new flows, wait for the others, reset the rest, and leave nothing in the kernel."""
+        if self._in.running:
+            await self._drain(drain_s)
+        async with self._lock:
+            await self._thread(self._in.remove)
+
+    async def _drain(self, drain_s: float) -> None:
+        async with self._lock:
+            await self._thread(self._close_all)
+        deadline = self._clock() + drain_s
+        while self._clock() < deadline:
+            async with self._lock:
+                live = await self._thread(lambda: self._in.census.count(fresh=True))
+            if not live.services:
+                return
+            await asyncio.sleep(min(0.5, max(0.0, deadline - self._clock())))
+
+    def _close_all(self) -> None:
+        for listener in list(self._held.listeners):
+            self._held.close(listener)
+        self._held.flush()
+
+    async def detach(self) -> None:
+        """Let go; packets are forwarded as before."""
+        async with self._lock:
+            await self._thread(self._in.let_go)
+
+    async def _thread(self, work: Callable[[], T]) -> T:
+        """Run to its end even if the caller goes away: half of a change must not meet the next one."""
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,))
+            raise
+
+
+def _age(now: int, then: int) -> int:
+    """Jiffies between, as the program counts them: signed, of 32 bits."""
+    gap = (now - then) & 0xFFFFFFFF
+    return gap - (1 << 32) if gap >= 1 << 31 else gap
+
+
+def _endpoint(address: bytes, port: int) -> str:
+    at = records.address_of(address)
+    return f"[{at}]:{port}" if at.version == 6 else f"{at}:{port}"
+
+
+def _traffic(raw: bytes) -> list[abi.Traffic]:
+    """Rows of a per-CPU array, the CPUs' figures added up."""
+    cpus = possible_cpus()
+    numbers = array("Q", raw)
+    width = len(abi.Traffic.LAYOUT.members)
+    per_row = width * cpus
+    columns = []
+    for member in range(width):
+        column = numbers[member::per_row]
+        for cpu in range(1, cpus):
+            column = array("Q", map(int.__add__, column, numbers[member + cpu * width :: per_row]))
+        columns.append(column)
+    return [_NONE if not any(row) else abi.Traffic(*row) for row in zip(*columns, strict=True)]
+
+
+_NONE = abi.Traffic()

@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that the XDP data plane holds, by name and by id, and every entry of every map that follows from it.
+
+Invariants: an id means one endpoint, or one service with one forwarding, for life; it is given back when no flow and
+no entry holds it any more. Notes are written before what they are about, and go after it, so that a later agent can
+make sense of whatever a killed one left.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from fairlead.dataplane.xdp import abi, records
+from fairlead.dataplane.xdp.kernel import AGENT_MAPS, write_note
+from fairlead.dataplane.xdp.mirror import Mirror
+from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.replies import Claim, Entry, Replies, ReplyKey, claims
+from fairlead.dataplane.xdp.space import Extents, Ids
+from fairlead.errors import DataPlaneError
+from fairlead.model.net import IPAddress, Protocol
+from fairlead.model.service import Forwarding
+from fairlead.model.state import FlowTreatment, Listener, ServerSpec, ServiceMode, ServiceSpec, TableSpec
+
+FLOW_FLAGS = {0: 0, 1: abi.SERVER_RESET, 2: abi.SERVER_UNPIN}  # by FlowTreatment
+GUESS_WITHOUT_END_S = 3600.0  # for services whose flows may be idle for ever
+
+# In this order entries are written; they are deleted in the opposite one.
+MIRRORS = (
+    Mirror("names_server"),
+    Mirror("servers", array=True),
+    Mirror("names_table"),
+    Mirror("replies4", significant=28),
+    Mirror("replies6", significant=28),
+    Mirror("access"),
+    Mirror("names_service"),
+    Mirror("services", array=True),
+    Mirror("vips"),
+    Mirror("settings", array=True),
+    Mirror("names_listener"),
+    Mirror("listeners4"),
+    Mirror("listeners6"),
+    Mirror("ranges"),
+)
+
+
+@dataclass(slots=True, eq=False)
+class ServerHeld:
+    """One endpoint. ``gone``: deleted; it stays while flows hold its id."""
+
+    number: int
+    spec: ServerSpec
+    generation: int
+    gone: bool = False
+    source: IPAddress | None = None  # outer address of tunnels
+
+
+@dataclass(slots=True, eq=False)
+class TableHeld:
+    """One slot table in the slot memory."""
+
+    digest: str
+    base: int
+    units: int
+    size: int
+    members: tuple[int, ...]
+    keys: frozenset[str]
+    check: bytes
+    users: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class ServiceHeld:
+    """One service. ``gone``: deleted, or replaced by one of the same name; it stays while flows hold its id."""
+
+    number: int
+    spec: ServiceSpec
+    access: int = 0
+    gone: bool = False
+    listeners: set[Listener] = field(default_factory=set)
+    claims: frozenset[tuple[ReplyKey, Claim]] = frozenset()
+
+
+class Holdings:
+    """What is held.
+
+    Args:
+        hertz: Jiffies per second.
+        clock: Monotonic seconds.
+        source_of: The outer source address of tunnels to a server, or None.
+    """
+
+    def __init__(
+        self, hertz: int, clock: Callable[[], float] = time.monotonic,
+        source_of: Callable[[IPAddress], IPAddress | None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.mirrors = {it.name: replace(it, content={}, _puts={}, _deletes=set()) for it in MIRRORS}
+        self.servers: dict[str, ServerHeld] = {}
+        self.servers_by_id: dict[int, ServerHeld] = {}
+        self.same_key: dict[str, set[ServerHeld]] = {}
+        self.tables: dict[str, TableHeld] = {}
+        self.services: dict[str, ServiceHeld] = {}
+        self.services_by_id: dict[int, ServiceHeld] = {}
+        self.listeners: dict[Listener, ServiceHeld] = {}
+        self.replies = Replies()
+        self.server_ids, self.service_ids, self.access_ids = Ids(1), Ids(1), Ids(1 << 31)
+        self.extents = Extents(1)
+        self.near: Counter[tuple[int, int]] = Counter()
+        self.settings = abi.Settings()
+        self.snat: tuple[IPAddress, ...] = ()
+        self.write_slots: Callable[[int, bytes], None] = lambda _base, _block: None
+        self.write_near: Callable[[int, int, bool], None] = lambda _index, _bit, _on: None
+        self.reset_counters: Callable[[str, int], None] = lambda _kind, _number: None
+        self._hertz = hertz
+        self._clock = clock
+        self._source_of = source_of
+        self._ports: dict[tuple[Protocol, IPAddress], list[tuple[int, int, Listener]]] = {}
+        self._addresses: Counter[IPAddress] = Counter()
+        self._table_users: dict[str, set[str]] = {}  # digests by server key
+        self._generation = 0
+        self._later: list[tuple[float, Callable[[], None]]] = []
+        self._table_by_block: dict[str, Callable[[], array[int]]] = {}
+
+    # Servers
+
+    def put_server(self, spec: ServerSpec) -> None:
+        """Add a server, or change it; another endpoint is another id, and flows stay where they are."""
+        held = self.servers.get(spec.key)
+        if held is None or held.spec.endpoint != spec.endpoint:
+            if not self.server_ids.room:
+                raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
+            self._generation = self._generation % 0xFFFF + 1
+            held = ServerHeld(self.server_ids.take(), spec, self._generation)
+            held.source = self._source_of(spec.endpoint.address)
+            self.servers[spec.key] = self.servers_by_id[held.number] = held
+            self.same_key.setdefault(spec.key, set()).add(held)
+            self.reset_counters("server", held.number)
+        for it in self.same_key[spec.key]:
+            if it is held or (it.spec.flows is not spec.flows and not it.gone):
+                it.spec = spec if it is held else replace(it.spec, flows=spec.flows)
+                self._write_server(it)
+
+    def delete_server(self, key: str) -> None:
+        """Forget a server; flows that are left are reset when they turn up."""
+        if users := self._table_users.get(key):
+            raise DataPlaneError(f"delete server {key}: table {min(users)} names it")
+        self.servers.pop(key, None)
+        for held in self.same_key.get(key, ()):
+            if not held.gone:
+                held.gone = True
+                held.spec = replace(held.spec, flows=FlowTreatment.RESET)
+                self._write_server(held)
+
+    def _write_server(self, held: ServerHeld) -> None:
+        note = records.server_note(held.spec, held.generation, gone=held.gone)
+        self.mirrors["names_server"].put(u32(held.number), write_note({"s": note}, AGENT_MAPS["names_server"][1]))
+        self.write_server_record(held)
+
+    def write_server_record(self, held: ServerHeld) -> None:
+        """Write what the program reads of a server."""
+        flags = FLOW_FLAGS[int(held.spec.flows)]
+        if self.replies.is_ambiguous(held.number):
+            flags |= abi.SERVER_AMBIGUOUS
+        raw = records.server_record(held.spec.endpoint, held.generation, flags, held.source)
+        self.mirrors["servers"].put(u32(held.number), raw)
+
+    def adopt_server(self, number: int, spec: ServerSpec, generation: int, *, gone: bool, current: bool) -> None:
+        """Take a server over from its note."""
+        held = ServerHeld(number, spec, generation, gone, self._source_of(spec.endpoint.address))
+        self.server_ids.use(number)
+        self.servers_by_id[number] = held
+        self.same_key.setdefault(spec.key, set()).add(held)
+        self._generation = max(self._generation, generation)
+        if current:
+            self.servers[spec.key] = held
+
+    # Tables
+
+    def put_table(self, digest: str, spec: TableSpec, slots: array[int]) -> None:
+        """Add a table; one that is there is written again elsewhere, for what it was written to may be damaged."""
+        keys = frozenset(member.key for member in spec.members)
+        missing = sorted(keys - self.servers.keys())
+        if missing:
+            raise DataPlaneError(f"table {digest[:8]}: no server {missing[0]}")
+        members = tuple(self.servers[member.key].number for member in spec.members)
+        block = abi.table_block(list(members), slots.tobytes())
+        units = len(block) // abi.SLOT_UNIT
+        base = self.extents.take(units, self._clock())
+        if base is None:
+            raise DataPlaneError("the memory of slot tables is full; tables that were replaced a moment ago still rest")
+        self.write_slots(base, block)
+        before = self.tables.get(digest)
+        held = TableHeld(digest, base, units, len(slots), members, keys, records.block_digest(block))
+        self.tables[digest] = held
+        self._note_table(held)
+        for key in keys:
+            self._table_users.setdefault(key, set()).add(digest)
+        if before is not None:
+            held.users = before.users
+            for name in before.users:
+                self._write_service(self.services[name])
+            self._retire_table(before)
+
+    def _note_table(self, held: TableHeld) -> None:
+        self.mirrors["names_table"].put(
+            u32(held.base), records.table_note(held.digest, held.size, len(held.members), held.check)
+        )
+
+    def delete_table(self, digest: str) -> None:
+        """Forget a table; its memory is used again when no packet can be reading it."""
+        held = self.tables.get(digest)
+        if held is None:
+            return
+        if held.users:
+            raise DataPlaneError(f"delete table {digest[:8]}: service {min(held.users)} names it")
+        del self.tables[digest]
+        for key in held.keys:
+            self._table_users[key].discard(digest)
+        self._retire_table(held)
+
+    def _retire_table(self, held: TableHeld) -> None:
+        self.mirrors["names_table"].delete(u32(held.base))
+        self.extents.retire(held.base, held.units, self._clock())
+
+    def adopt_table(self, held: TableHeld) -> None:
+        """Take a table over."""
+        self.extents.use(held.base, held.units)
+        self.tables[held.digest] = held
+        for key in held.keys:
+            self._table_users.setdefault(key, set()).add(held.digest)
+
+    # Services
+
+    def put_service(self, spec: ServiceSpec) -> None:
+        """Add a service, or change it; with another forwarding it is another id, and flows stay what they are."""
+        records.refuse_unsupported(spec)
+        if (spec.table is not None) is not (spec.mode is ServiceMode.FORWARD):
+            raise DataPlaneError(f"put service {spec.name}: table and mode differ")
+        if spec.table is not None and spec.table not in self.tables:
+            raise DataPlaneError(f"put service {spec.name}: no table {spec.table}")
+        held = self.services.get(spec.name)
+        fresh = held is None or held.spec.forwarding is not spec.forwarding
+        if fresh:
+            if not self.service_ids.room:
+                raise DataPlaneError("no id is left for another service: flows still hold those of deleted ones")
+            former, held = held, ServiceHeld(self.service_ids.take(), spec)
+            self.services[spec.name] = self.services_by_id[held.number] = held
+            self.reset_counters("service", held.number)
+        else:
+            former = None
+        assert held is not None
+        if fresh or held.spec.allowed != spec.allowed:
+            self._write_access(held, spec, same=not fresh)
+        before = held.spec.table
+        held.spec = spec
+        if spec.table is not None:
+            self.tables[spec.table].users.add(spec.name)
+        if before not in {None, spec.table} and before in self.tables:
+            self.tables[before].users.discard(spec.name)
+        self.claim(held)
+        self._write_service(held)
+        if former is not None:
+            self._succeed(former, held)
+
+    def _write_access(self, held: ServiceHeld, spec: ServiceSpec, *, same: bool) -> None:
+        """Another list under another number; the service goes over to it in one step."""
+        old = held.access if same else 0
+        if spec.allowed is None:
+            held.access = 0
+        else:
+            held.access = self.access_ids.take()
+            for key in records.access_keys(held.access, spec.allowed):
+                self.mirrors["access"].put(key, u32(1))
+        if old:
+            number = old.to_bytes(4, "big")
+            keys = [key for key in self.mirrors["access"].content if key[4:8] == number]
+            self._later.append((self._clock() + 1.0, lambda: self._drop_access(keys)))
+
+    def _drop_access(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.mirrors["access"].delete(key)
+
+    def _write_service(self, held: ServiceHeld) -> None:
+        note = records.service_note(held.spec, held.access, gone=held.gone)
+        self.mirrors["names_service"].put(u32(held.number), write_note(note, AGENT_MAPS["names_service"][1]))
+        self.write_service_record(held)
+
+    def write_service_record(self, held: ServiceHeld) -> None:
+        """Write what the program reads of a service."""
+        table = self.tables[held.spec.table] if held.spec.table is not None and not held.gone else None
+        place = (table.base, table.size) if table is not None else (0, 0)
+        raw = records.service_record(held.spec, place, held.access, self._hertz)
+        self.mirrors["services"].put(u32(held.number), raw)
+
+    def _succeed(self, former: ServiceHeld, held: ServiceHeld) -> None:
+        """Listeners go over to the new id; the old one ends with its flows."""
+        held.listeners, former.listeners = former.listeners, set()
+        for listener in held.listeners:
+            self.listeners[listener] = held
+            self.write_listener(listener, held)
+        self.claim(former)
+        self.claim(held)
+        former.gone = True
+        self._write_service(former)
+
+    def delete_service(self, name: str) -> None:
+        """Forget a service; its flows go on."""
+        held = self.services.get(name)
+        if held is None:
+            return
+        if held.listeners:
+            raise DataPlaneError(f"delete service {name}: it has a listener")
+        del self.services[name]
+        if held.spec.table is not None:
+            self.tables[held.spec.table].users.discard(name)
+        held.gone = True
+        self.claim(held)
+        held.spec = replace(held.spec, table=None, mode=ServiceMode.REJECT)
+        self._write_service(held)
+
+    def adopt_service(self, number: int, spec: ServiceSpec, access: int, *, gone: bool) -> None:
+        """Take a service over from its note."""
+        held = ServiceHeld(number, spec, access, gone)
+        self.service_ids.use(number)
+        self.services_by_id[number] = held
+        if access:
+            self.access_ids.use(access)
+        if not gone:
+            self.services[spec.name] = held
+            if spec.table in self.tables:
+                self.tables[spec.table].users.add(spec.name)
+
+    # Listeners
+
+    def open(self, listener: Listener) -> None:
+        """Take packets there."""
+        held = self.services.get(listener.service)
+        if held is None:
+            raise DataPlaneError(f"open {listener.listen}: no service {listener.service}")
+        if other := self._conflict(listener):
+            raise DataPlaneError(f"open {listener.listen}: in use by service {other.service}")
+        if listener not in self.listeners:
+            self._count_listener(listener, held)
+            self.claim(held)
+        self.write_listener(listener, held)
+
+    def _count_listener(self, listener: Listener, held: ServiceHeld) -> None:
+        listen = listener.listen
+        self.listeners[listener] = held
+        held.listeners.add(listener)
+        insort(
+            self._ports.setdefault((listener.protocol, listen.address), []), _port_row(listener), key=lambda it: it[:2]
+        )
+        self._addresses[listen.address] += 1
+        if self._addresses[listen.address] == 1:
+            self.mark(listen.address, abi.NEAR_VIP, on=True)
+
+    def write_listener(self, listener: Listener, held: ServiceHeld) -> None:
+        """Write what the program reads of a listener."""
+        self.mirrors["vips"].put(abi.packed(listener.listen.address), u32(1))
+        self.mirrors["names_listener"].put(records.listener_note(listener), u32(held.number))
+        for name, key in records.listener_keys(listener):
+            self.mirrors[name].put(key, u32(held.number))
+        self.write_settings()
+
+    def close(self, listener: Listener) -> None:
+        """Take no new flows there."""
+        held = self.listeners.pop(listener, None)
+        if held is None:
+            return
+        held.listeners.discard(listener)
+        for name, key in records.listener_keys(listener):
+            self.mirrors[name].delete(key)
+        self.mirrors["names_listener"].delete(records.listener_note(listener))
+        listen = listener.listen
+        self._ports[listener.protocol, listen.address].remove(_port_row(listener))
+        self._addresses[listen.address] -= 1
+        if not self._addresses[listen.address]:
+            del self._addresses[listen.address]
+            self.mirrors["vips"].delete(abi.packed(listen.address))
+            # The bit stays: flows go on after their listener. It goes when the filter is made anew.
+        self.claim(held)
+        self.write_settings()
+
+    def adopt_listener(self, listener: Listener, held: ServiceHeld) -> None:
+        """Take a listener over from its note."""
+        self._count_listener(listener, held)
+
+    def _conflict(self, listener: Listener) -> Listener | None:
+        """Another listener that wants a port in common."""
+        listen = listener.listen
+        for first, last, held in self._ports.get((listener.protocol, listen.address), ()):
+            if first > listen.last:
+                break
+            if last >= listen.first and held != listener:
+                return held
+        return None
+
+    def write_settings(self) -> None:
+        """Set what all services share."""
+        wide = len(self.mirrors["ranges"].content)
+        self.mirrors["settings"].put(u32(0), replace(self.settings, wide=wide).with_snat(self.snat))
+
+    # Replies and the address filter
+
+    def claim(self, held: ServiceHeld) -> None:
+        """Have the replies of its servers turned back to it."""
+        if held.spec.forwarding is not Forwarding.NAT:
+            return
+        wanted: frozenset[tuple[ReplyKey, Claim]] = frozenset()
+        if not held.gone:
+            wanted = self._claims_of(held)
+        if wanted == held.claims:
+            return
+        idle = held.spec.idle_timeout_ms / 1000 or GUESS_WITHOUT_END_S
+        before, held.claims = held.claims, wanted
+        self.replies.change(before - wanted, wanted - before, self._clock() + idle)
+        for key, _ in wanted - before:
+            self.mark(abi.unpacked(key.address), abi.NEAR_SERVER, on=True)
+        self.write_replies()
+
+    def _claims_of(self, held: ServiceHeld) -> frozenset[tuple[ReplyKey, Claim]]:
+        """Those of its table, and those it had while it has none: its flows are not over yet."""
+        if held.spec.table is None:
+            numbers = {claim.server for _, claim in held.claims}
+        else:
+            numbers = set(self.tables[held.spec.table].members)
+        members = {
+            number: (at.address, at.port)
+            for number in numbers
+            if number in self.servers_by_id
+            for at in [self.servers_by_id[number].spec.endpoint]
+        }
+        listens = [(it.listen.address, it.listen.first, it.listen.last) for it in held.listeners]
+        return claims(held.number, members, listens, records.PROTOCOLS[held.spec.protocol])
+
+    def write_replies(self) -> None:
+        """Write the entries that changed, and whether their servers are ambiguous."""
+        touched, self.replies.touched = self.replies.touched, set()
+        for key in touched:
+            name, raw = reply_place(key)
+            entry = self.replies.entries.get(key)
+            if entry is not None:
+                self.mirrors[name].put(raw, entry.record())
+            for number in self.replies.servers_of(key):
+                if number in self.servers_by_id:
+                    self.write_server_record(self.servers_by_id[number])
+
+    def mark(self, address: IPAddress, bit: int, *, on: bool) -> None:
+        """Count a reason why packets of this address matter."""
+        index = abi.near_index(abi.packed(address))
+        self.near[index, bit] += 1 if on else -1
+        self.write_near(index, bit, on)
+
+    # Time
+
+    def later(self) -> None:
+        """Do what had to wait, and end guesses whose time has passed."""
+        now = self._clock()
+        due = [action for moment, action in self._later if moment <= now]
+        self._later = [it for it in self._later if it[0] > now]
+        for action in due:
+            action()
+        self.replies.settle(now)
+        self.write_replies()
+
+    def release(self, busy_servers: Mapping[int, int], busy_services: Mapping[int, int]) -> int:
+        """Give ids back that no flow and no entry holds; how many.
+
+        Args:
+            busy_servers: Live flows by id.
+            busy_services: Likewise.
+        """
+        in_tables = {number for table in self.tables.values() for number in table.members}
+        count = 0
+        for number, server in list(self.servers_by_id.items()):
+            former = server.gone or self.servers.get(server.spec.key) is not server
+            if not former or number in in_tables or busy_servers.get(number):
+                continue
+            for key in self.replies.forget_server(number):
+                name, raw = reply_place(key)
+                self.mirrors[name].delete(raw)
+            del self.servers_by_id[number]
+            self.same_key[server.spec.key].discard(server)
+            if not self.same_key[server.spec.key]:
+                del self.same_key[server.spec.key]
+            self.mirrors["names_server"].delete(u32(number))
+            self.mirrors["servers"].content.pop(u32(number), None)
+            self.server_ids.release(number)
+            count += 1
+        in_replies = self.replies.services()
+        for number, service in list(self.services_by_id.items()):
+            if service.gone and not busy_services.get(number) and number not in in_replies:
+                del self.services_by_id[number]
+                self.mirrors["names_service"].delete(u32(number))
+                self.mirrors["services"].content.pop(u32(number), None)
+                self.service_ids.release(number)
+                count += 1
+        return count
+
+    @property
+    def lingering(self) -> bool:
+        """Whether ids wait to be given back."""
+        return len(self.servers_by_id) > len(self.servers) or len(self.services_by_id) > len(self.services)
+
+    def flush(self) -> None:
+        """Write everything that waits, in an order that works wherever it is cut."""
+        for mirror in self.mirrors.values():
+            mirror.flush_puts()
+        for mirror in reversed(self.mirrors.values()):
+            mirror.flush_deletes()
+
+
+def reply_place(key: ReplyKey) -> tuple[str, bytes]:
+    """Map and key of an entry."""
+    family, raw = records.listen_key(abi.unpacked(key.address), key.port, key.protocol)
+    return f"replies{family}", raw
+
+
+def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:
+    """The opposite of ``reply_place`` and ``Entry.record``."""
+    key = (abi.ListenKey4 if name == "replies4" else abi.ListenKey6).unpack(raw_key)
+    record = abi.ReplyRecord.unpack(raw)
+    until = guess_until if record.flags & abi.REPLY_GUESS else None
+    where = ReplyKey(abi.packed(records.address_of(key.addr)), key.port, key.proto)
+    return where, Entry(record.vip, record.port, record.flags, record.service, record.server, until)
+
+
+def _port_row(listener: Listener) -> tuple[int, int, Listener]:
+    return listener.listen.first, listener.listen.last, listener

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the XDP data plane must know of the host: where packets go, which interfaces matter, which switches are set.
+
+Invariant: nothing here changes the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Self
+
+from fairlead.model.net import IPAddress
+from fairlead.model.vip import Vip
+from fairlead.model.xdp import XdpSettings
+from fairlead.protocols import rtnetlink
+from fairlead.protocols.rtnetlink import InterfaceAddress, Message, Neighbour, Outcome, Route
+
+_BUFFER = 1 << 17
+_LOOPBACK = 1
+ASK_ALL = 1024  # of more servers than these, one in each /24 or /64 is asked about
+SYSCTL = Path("/proc/sys/net")
+_ANYWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # documentation addresses: the default route answers for them
+
+
+class Host:
+    """The host's routing table, seen now.
+
+    Args:
+        settings: Of the configuration.
+        event: Called with a kind, a subject and a message of something people should know.
+    """
+
+    def __init__(self, settings: XdpSettings, event: Callable[[str, str, str], None]) -> None:
+        self.vips: frozenset[Vip] = frozenset()
+        self._settings = settings
+        self._event = event
+        self._told: set[tuple[str, str]] = set()
+
+    def tunnel_source(self, server: IPAddress) -> IPAddress | None:
+        """The outer source address of tunnels to a server."""
+        fixed = self._settings.tunnel_source
+        if fixed is not None and fixed.version == server.version:
+            return fixed
+        with Routes() as routes:
+            route = routes.get(server)
+        return route.source if route is not None else None
+
+    def snat(self, servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+        """What fullnat sends from."""
+        if self._settings.snat is not None:
+            return self._settings.snat
+        found: dict[IPAddress, None] = {}
+        with Routes() as routes:
+            for server in _some(servers):
+                route = routes.get(server)
+                if route is not None and route.source is not None:
+                    found[route.source] = None
+        return tuple(found)
+
+    def interfaces(self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]) -> dict[str, int]:
+        """The interfaces that are to carry the program, by name; those that do not exist are told and left out."""
+        present = {name: index for index, name in socket.if_nameindex()}
+        if self._settings.interfaces is not None:
+            for name in self._settings.interfaces:
+                self._tell_once(
+                    name not in present, "interface_missing", name,
+                    "it is in xdp.interfaces, but there is no such interface; it gets the program when it appears",
+                )  # fmt: skip
+            return {name: present[name] for name in self._settings.interfaces if name in present}
+        wanted = set(self._of_vips(frozenset(addresses), present))
+        with Routes() as routes:
+            for server in _some(servers):
+                route = routes.get(server)
+                if route is not None and route.usable and not route.local:
+                    wanted.add(route.index)
+        return {name: index for name, index in present.items() if index in wanted and index != _LOOPBACK}
+
+    def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> Iterator[int]:
+        named = {vip.address: vip.interface for vip in self.vips}
+        with Routes() as routes:
+            carried = {it.address: it.index for it in routes.addresses() if it.index != _LOOPBACK}
+            for address in addresses:
+                if address in named and named[address] in present:
+                    yield present[named[address]]
+                elif address in carried:
+                    yield carried[address]
+                else:
+                    route = routes.default(address.version)
+                    if route is not None and route.usable:
+                        yield route.index
+
+    def check_forwarding(self, names: Iterable[str], families: Iterable[int]) -> None:
+        """Tell about interfaces whose packets the kernel would not forward."""
+        for family in families:
+            for name in names:
+                switch = f"net.ipv{family}.conf.{name}.forwarding"
+                try:
+                    value = (SYSCTL / f"ipv{family}/conf/{name}/forwarding").read_text().strip()
+                except OSError:
+                    continue
+                general = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
+                self._tell_once(
+                    value == "0", "forwarding_off", switch,
+                    f"is 0, so packets that come in by {name} are dropped: sysctl -w {general}=1",
+                )  # fmt: skip
+
+    def _tell_once(self, holds: bool, kind: str, subject: str, message: str) -> None:
+        if not holds:
+            self._told.discard((kind, subject))
+        elif (kind, subject) not in self._told:
+            self._told.add((kind, subject))
+            self._event(kind, subject, message)
+
+
+class Routes:
+    """A conversation with the kernel about routes, addresses and neighbours."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(5.0)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def get(self, destination: IPAddress) -> Route | None:
+        """The route to an address, or None when there is none."""
+        found = None
+        for message in self._ask(rtnetlink.get_route(self._next(), destination)):
+            if isinstance(message, Route):
+                found = message
+        return found
+
+    def default(self, family: int) -> Route | None:
+        """The route to somewhere far away."""
+        (address,) = ip_network(_ANYWHERE[family])
+        return self.get(address)
+
+    def addresses(self) -> list[InterfaceAddress]:
+        """All addresses of the host."""
+        return [it for it in self._ask(rtnetlink.dump_addresses(self._next())) if isinstance(it, InterfaceAddress)]
+
+    def neighbours(self) -> list[Neighbour]:
+        """All neighbours that the host knows."""
+        return [it for it in self._ask(rtnetlink.dump_neighbours(self._next())) if isinstance(it, Neighbour)]
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _ask(self, request: bytes) -> Iterator[Message]:
+        """What the kernel says to a request; an error of a lookup means that there is nothing."""
+        self._socket.send(request)
+        while True:
+            for message in rtnetlink.parse(self._socket.recv(_BUFFER)):
+                if not isinstance(message, Outcome):
+                    yield message
+                elif message.sequence == self._sequence:
+                    if message.error in (errno.EPERM, errno.EINVAL):
+                        raise OSError(message.error, os.strerror(message.error))
+                    return
+
+
+def _some(addresses: Iterable[IPAddress]) -> list[IPAddress]:
+    """All of them, or of too many one for each network of neighbours."""
+    every = set(addresses)
+    if len(every) <= ASK_ALL:
+        return list(every)
+    return list({int(address) >> (8 if address.version == 4 else 64): address for address in every}.values())
+
+
+def own_address(address: IPAddress) -> bool:
+    """Whether the host has this address."""
+    with closing(socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True

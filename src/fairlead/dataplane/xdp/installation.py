@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holdings and the kernel together: large enough maps, the memory that is shared with them, interfaces, and the end.
+
+Invariant: a new generation is complete before any interface carries its program; until then the old one forwards.
+"""
+
+from __future__ import annotations
+
+import mmap
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.dataplane.xdp import abi, census, kernel, records
+from fairlead.dataplane.xdp.census import Census
+from fairlead.dataplane.xdp.flows import FlowTable
+from fairlead.dataplane.xdp.holdings import Holdings
+from fairlead.dataplane.xdp.host import Host
+from fairlead.dataplane.xdp.kernel import Build, Kernel
+from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
+from fairlead.dataplane.xdp.records import u32
+from fairlead.errors import DataPlaneError
+from fairlead.model.net import IPAddress
+from fairlead.model.service import Forwarding
+from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
+from fairlead.model.xdp import XdpSettings
+
+MAX_SERVICES = 1 << 16  # ids of flows have 16 bits
+NO_FLOWS = 1024  # entries of the table of a family that no service has
+NEW_FLOWS_PER_SECOND = 125_000  # a CPU stores no more, so that a flood does not wash out what is established
+ANSWERS_PER_SECOND = 2_000  # RST and ICMP errors of a CPU
+SNAT_PORTS = (1024, 32767)  # below the ports that this host's own connections leave from
+_SMALLEST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Object files: the program that forwards, and the one that counts flows."""
+
+    forward: Path
+    census: Path
+
+
+class Needs:
+    """How much room is needed for what is held and what is added to it."""
+
+    def __init__(self, held: Holdings) -> None:
+        self._held = held
+        self.servers = len(held.servers_by_id)
+        self.services = len(held.services_by_id)
+        self.units = sum(it.units for it in held.tables.values())
+        self.tables = len(held.tables)
+        self._listeners = set(held.listeners)
+        self._members = {digest: len(it.members) for digest, it in held.tables.items()}
+        self._nat = {name: it.spec.table for name, it in held.services.items() if it.spec.forwarding is Forwarding.NAT}
+
+    def server(self, spec: ServerSpec) -> None:
+        """One more, unless it is there."""
+        held = self._held.servers.get(spec.key)
+        if held is None or held.spec.endpoint != spec.endpoint:
+            self.servers += 1
+
+    def table(self, digest: str, spec: TableSpec) -> None:
+        """One more; it is written before the one that it follows goes."""
+        self.units += records.table_units(spec.size, len(spec.members))
+        self.tables += 1
+        self._members[digest] = len(spec.members)
+
+    def service(self, spec: ServiceSpec) -> None:
+        """One more, unless it is there."""
+        held = self._held.services.get(spec.name)
+        if held is None or held.spec.forwarding is not spec.forwarding:
+            self.services += 1
+        if spec.forwarding is Forwarding.NAT:
+            self._nat[spec.name] = spec.table or self._nat.get(spec.name)
+
+    def listener(self, listener: Listener) -> None:
+        """One more."""
+        self._listeners.add(listener)
+
+    @property
+    def families(self) -> set[int]:
+        """Of the addresses where services are offered."""
+        return {it.listen.address.version for it in self._listeners}
+
+    @property
+    def listeners(self) -> int:
+        """How many there are."""
+        return len(self._listeners)
+
+    @property
+    def replies(self) -> int:
+        """At most so many."""
+        ways: dict[str, int] = {}
+        for listener in self._listeners:
+            ways[listener.service] = ways.get(listener.service, 0) + 1
+        mirrors = self._held.mirrors
+        now = len(mirrors["replies4"].content) + len(mirrors["replies6"].content)
+        return now + sum(ways.get(name, 1) * self._members.get(digest or "", 0) for name, digest in self._nat.items())
+
+
+class Installation:
+    """What is held, in the kernel.
+
+    Args:
+        settings: Of the configuration.
+        programs: Their object files.
+        host: Where packets go.
+        event: Called with a kind, a subject and a message of something people should know.
+        root: Where to pin; None: the place of this network namespace.
+    """
+
+    def __init__(
+        self,
+        settings: XdpSettings,
+        programs: Programs,
+        host: Host,
+        event: Callable[[str, str, str], None],
+        root: Path | None,
+    ) -> None:
+        self.settings = settings
+        self.kernel = Kernel(programs.forward, event, root)
+        self.hertz = census.hertz()
+        self.held = self._nothing(host)
+        self.host = host
+        self.unattached: str | None = None  # why an interface does not carry the program
+        self._event = event
+        self._counting = programs.census
+        self._census: Census | None = None
+        self._flow_table: FlowTable | None = None
+        self._memory: dict[str, mmap.mmap] = {}
+
+    def _nothing(self, host: Host) -> Holdings:
+        return Holdings(self.hertz, source_of=host.tunnel_source)
+
+    @property
+    def running(self) -> bool:
+        """Whether the maps are there."""
+        return self._census is not None
+
+    @property
+    def census(self) -> Census:
+        """Counts flows."""
+        assert self._census is not None
+        return self._census
+
+    @property
+    def flow_table(self) -> FlowTable:
+        """The flow table."""
+        assert self._flow_table is not None
+        return self._flow_table
+
+    def adopt(self) -> bool:
+        """Take over what an earlier agent left; whether there was anything.
+
+        Raises:
+            UnsupportedFeature, DataPlaneError: It cannot be driven from here.
+        """
+        if not self.kernel.adopt():
+            return False
+        if self.kernel.meta().get("abi") != abi.ABI:
+            self._event("other_layout", "XDP", "the tables in the kernel are of another version; they are replaced")
+            return False
+        if not self.kernel.is_current:
+            self.kernel.renew(Build(self._sizes_now(), self._constants()), lambda _maps, _fresh: None)
+            self.kernel.finish()
+            self._event("xdp_replaced", "XDP program", "this version's program took over, with all flows")
+        self._bind()
+        return True
+
+    def have_room(self, needs: Needs) -> None:
+        """Make the maps large enough; the program is loaded now if it was not.
+
+        Raises:
+            UnsupportedFeature, DataPlaneError: It is not possible.
+        """
+        wanted = _sizes(needs, self.settings.flow_table, slack=1)
+        if self.kernel.fits(Build(wanted, self._constants())):
+            return
+        kernel.ensure_bpffs(self._event)
+        sizes = _sizes(needs, self.settings.flow_table, slack=2)
+        if self.running and self.kernel.meta().get("abi") == abi.ABI:
+            now = self._sizes_now()
+            sizes = {name: max(size, now.get(name, 0)) for name, size in sizes.items()}
+        takes_over = self.running
+        self.kernel.renew(Build(sizes, self._constants()), self._fill)
+        self._bind()
+        if takes_over:  # else it forwards once it was filled
+            self.kernel.finish()
+
+    def finish(self) -> None:
+        """Everything was written: this generation is the one that forwards."""
+        self.kernel.finish()
+
+    def _constants(self) -> dict[str, int]:
+        return {"hop_ttl": max(1, self.hertz // 25), "fragment_ttl": 30 * self.hertz}
+
+    def _sizes_now(self) -> dict[str, int]:
+        return {name: item.max_entries for name, item in self.kernel.maps.items()}
+
+    def _fill(self, maps: Mapping[str, BpfMap], fresh: frozenset[str]) -> None:
+        """Put into new maps what the old ones had."""
+        if "flows4" in fresh or self.held.settings.secret == bytes(16):
+            self.held.settings = self._settings()
+        self.held.write_settings()
+        for name, mirror in self.held.mirrors.items():
+            mirror.use(maps[name])
+            if name in fresh:
+                mirror.refill()
+            else:
+                mirror.flush_puts()
+        old = self.kernel.now.maps if self.kernel.now is not None else {}
+        for name in ("slots", "near"):
+            if name in fresh and name in old:
+                with old[name].memory() as before, maps[name].memory() as after:
+                    after[: len(before)] = before[:]
+        for name in ("service_traffic", "server_traffic"):
+            if name in fresh and name in old:
+                _copy_rows(old[name], maps[name])
+
+    def _settings(self) -> abi.Settings:
+        window = (1 << abi.WINDOW_SHIFT) / self.hertz
+        return abi.Settings(
+            brake=int(NEW_FLOWS_PER_SECOND * window),
+            answers=max(1, int(ANSWERS_PER_SECOND * window)),
+            cpus=possible_cpus(),
+            snat_first=SNAT_PORTS[0],
+            snat_last=SNAT_PORTS[1],
+            secret=secrets.token_bytes(16),
+        )
+
+    def _bind(self) -> None:
+        """Work with the maps of the present generation."""
+        self._unbind()
+        maps, held = self.kernel.maps, self.held
+        for name, mirror in held.mirrors.items():
+            mirror.use(maps[name])
+        self._memory = {name: maps[name].memory() for name in ("slots", "near")}
+        self._flow_table = FlowTable(maps)
+        self._census = Census(self._counting, maps, self.hertz)
+        held.server_ids.capacity = maps["servers"].max_entries
+        held.service_ids.capacity = min(maps["services"].max_entries, MAX_SERVICES)
+        held.extents.grow(maps["slots"].max_entries)
+        held.write_slots, held.write_near, held.reset_counters = self._write_slots, self._write_near, self._reset
+
+    def _unbind(self) -> None:
+        for memory in self._memory.values():
+            memory.close()
+        self._memory = {}
+        if self._flow_table is not None:
+            self._flow_table.close()
+            self._flow_table = None
+        if self._census is not None:
+            self._census.close()
+            self._census = None
+
+    def slots(self, base: int, units: int) -> bytes:
+        """A part of the slot memory."""
+        return self._memory["slots"][base * abi.SLOT_UNIT : (base + units) * abi.SLOT_UNIT]
+
+    def _write_slots(self, base: int, block: bytes) -> None:
+        at = base * abi.SLOT_UNIT
+        self._memory["slots"][at : at + len(block)] = block
+
+    def _write_near(self, index: int, bit: int, on: bool) -> None:
+        if on:
+            self._memory["near"][index] |= bit
+
+    def _reset(self, kind: str, number: int) -> None:
+        for name in ("service_traffic", "turns") if kind == "service" else ("server_traffic",):
+            item = self.kernel.maps[name]
+            row = item.get(u32(number))
+            if row is not None and any(row):
+                item.put(u32(number), bytes(len(row)))
+
+    def room_of(self, name: str) -> int:
+        """Entries that a map has left."""
+        return self.kernel.maps[name].max_entries - len(self.held.mirrors[name].content)
+
+    def refresh_near(self) -> None:
+        """Make the address filter what it should be; bits that only cost go as well."""
+        wanted: dict[int, int] = {}
+        for (index, bit), count in self.held.near.items():
+            if count > 0:
+                wanted[index] = wanted.get(index, 0) | bit
+        for address in self.held.snat:
+            index = abi.near_index(abi.packed(address))
+            wanted[index] = wanted.get(index, 0) | abi.NEAR_VIP
+        memory = self._memory["near"]
+        for index, bits in wanted.items():
+            if memory[index] & bits != bits:
+                memory[index] |= bits
+
+    # Interfaces and addresses
+
+    def look_after_interfaces(self, needs: Needs) -> None:
+        """Have the program on every interface that matters, and say what keeps packets from being forwarded."""
+        if not self.running:
+            return
+        held = self.held
+        for index in self.kernel.check_links():
+            self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
+        self._keep_sources()
+        servers = [it.spec.endpoint.address for it in held.servers.values()]
+        addresses = {it.listen.address for it in held.listeners}
+        wanted = self.host.interfaces(addresses, servers) if held.listeners else {}
+        self.unattached = None
+        for name, index in wanted.items():
+            try:
+                self.kernel.attach(name, index, self.settings.mode)
+            except DataPlaneError as error:
+                self.unattached = str(error)
+        if self.settings.interfaces is not None and held.listeners:
+            for index in set(self.kernel.attached) - set(wanted.values()):
+                self.kernel.detach(index)
+        self.host.check_forwarding([it.name for it in self.kernel.attached.values()], sorted(needs.families))
+        self.refresh_near()
+
+    def _keep_sources(self) -> None:
+        """Let fullnat send from the addresses that the routes to its servers have."""
+        held = self.held
+        tables = {it.spec.table for it in held.services.values() if it.spec.forwarding is Forwarding.FULLNAT}
+        numbers = {number for digest in tables if digest in held.tables for number in held.tables[digest].members}
+        snat: tuple[IPAddress, ...] = ()
+        if numbers:
+            snat = self.host.snat(held.servers_by_id[number].spec.endpoint.address for number in numbers)
+        if tables and set(snat) != set(held.snat):
+            held.snat = snat[: abi.SNAT_MAX]
+            self.refresh_near()
+            held.write_settings()
+            held.flush()
+
+    # Ending
+
+    def let_go(self) -> None:
+        """Leave everything in the kernel."""
+        self._unbind()
+        self.kernel.let_go()
+        self.held = self._nothing(self.host)
+
+    def remove(self) -> None:
+        """Leave nothing in the kernel."""
+        self._unbind()
+        if self.running or self.kernel.root.is_dir():
+            self.kernel.remove()
+        self.held = self._nothing(self.host)
+
+
+def _sizes(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:
+    """Entries of maps; with ``slack`` above 1 rounded up, so that growth is rare."""
+
+    def room(number: int, smallest: int = _SMALLEST) -> int:
+        return number if slack == 1 else _power(max(number * slack, smallest))
+
+    servers, services = room(needs.servers + 1, 4096), min(room(needs.services + 1), MAX_SERVICES)
+    listeners, replies = room(needs.listeners), room(needs.replies)
+    entries, none = (_power(flow_table), NO_FLOWS) if slack > 1 else (NO_FLOWS + 1, 0)
+    four, six = (entries if family in needs.families else none for family in (4, 6))
+    return {
+        "servers": servers,
+        "server_traffic": servers,
+        "names_server": servers,
+        "services": services,
+        "service_traffic": services,
+        "turns": services,
+        "names_service": services,
+        "listeners4": listeners,
+        "listeners6": listeners,
+        "vips": listeners,
+        "names_listener": listeners,
+        "replies4": replies,
+        "replies6": replies,
+        "names_table": room(needs.tables),
+        "slots": room(needs.units + 1, 1 << 17),
+        "flows4": four,
+        "details4": four,
+        "flows6": six,
+        "details6": six,
+    }
+
+
+def _power(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _copy_rows(before: BpfMap, after: BpfMap) -> None:
+    rows = before.first_rows(before.max_entries)
+    width = len(rows) // before.max_entries
+    empty = bytes(width)
+    used = {
+        u32(index): row
+        for index in range(before.max_entries)
+        if (row := rows[index * width : (index + 1) * width]) != empty
+    }
+    after.put_many(used)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which VIP answers for what a nat server sends: decided from the configuration where that is possible.
+
+A reply is turned back by nothing but the server's address, port and protocol, so that a node that never saw the flow
+can do it. Where several VIPs or ports lead to one server, the flow table decides (``AMBIGUOUS``); while flows live
+that are older than that, what it does not know is taken to come from the VIP of before (``GUESS``).
+
+Invariant: an entry is never taken away while its server is there, for flows outlive their service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from fairlead.dataplane.xdp import abi
+from fairlead.model.net import IPAddress
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ReplyKey:
+    """A server as its replies show it; port 0: any that has no entry of its own."""
+
+    address: bytes
+    port: int
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """A way by which clients get to a server.
+
+    Attributes:
+        service: Its id.
+        server: Its id.
+        vip: Packed.
+        port: Of the VIP; 0: the one that the server answers from.
+        first, last: Ports of the VIP.
+    """
+
+    service: int
+    server: int
+    vip: bytes
+    port: int
+    first: int
+    last: int
+
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether several ports of the VIP lead to one port of the server."""
+        return self.port != 0 and self.first != self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What stands in the map, and until when it may be a guess (monotonic seconds)."""
+
+    vip: bytes
+    port: int
+    flags: int
+    service: int
+    server: int
+    guess_until: float | None = None
+
+    def record(self) -> bytes:
+        """The value of the map."""
+        return abi.ReplyRecord(self.vip, self.port, self.flags, self.service, self.server).pack()
+
+
+class Replies:
+    """All entries."""
+
+    def __init__(self) -> None:
+        self.entries: dict[ReplyKey, Entry] = {}
+        self.touched: set[ReplyKey] = set()  # whose entry changed since the owner of this object last looked
+        self._claims: dict[ReplyKey, set[Claim]] = {}
+        self._ports: dict[tuple[bytes, int], set[int]] = {}
+        self._ambiguous: dict[int, set[ReplyKey]] = {}
+
+    def adopt(self, key: ReplyKey, entry: Entry) -> None:
+        """Take an entry over as it stands in the kernel."""
+        self._set(key, entry)
+
+    def change(
+        self, before: Iterable[tuple[ReplyKey, Claim]], after: Iterable[tuple[ReplyKey, Claim]], until: float
+    ) -> None:
+        """The claims of one service change; flows of before may live ``until`` then."""
+        keys = set()
+        for key, claim in before:
+            self._claims.get(key, set()).discard(claim)
+            keys.add(key)
+        for key, claim in after:
+            self._claims.setdefault(key, set()).add(claim)
+            self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+            keys.add(key)
+        for key in sorted(keys):
+            self._decide(key, until)
+            if key.port == 0:
+                for port in self._ports.get((key.address, key.protocol), set()) - {0}:
+                    self._decide(replace(key, port=port), until)
+
+    def settle(self, now: float) -> None:
+        """Guesses whose time has passed become what the configuration says."""
+        for key, entry in list(self.entries.items()):
+            if entry.guess_until is not None and entry.guess_until <= now and self._claims.get(key):
+                self._set(key, self._plain(key))
+
+    def forget_server(self, server: int) -> list[ReplyKey]:
+        """The server has gone, and its flows; the keys that went with it."""
+        gone = [key for key, entry in self.entries.items() if entry.server == server and not self._claims.get(key)]
+        for key in gone:
+            del self.entries[key]
+            self._claims.pop(key, None)
+            ports = self._ports.get((key.address, key.protocol))
+            if ports is not None:
+                ports.discard(key.port)
+        self._ambiguous.pop(server, None)
+        return gone
+
+    def is_ambiguous(self, server: int) -> bool:
+        """Whether flows to this server are to be stored in both directions."""
+        return bool(self._ambiguous.get(server))
+
+    def services(self) -> set[int]:
+        """Ids that entries hold."""
+        return {entry.service for entry in self.entries.values()}
+
+    def servers_of(self, key: ReplyKey) -> set[int]:
+        """Ids of the servers that an entry concerns."""
+        found = {claim.server for claim in self._claims.get(key, ())}
+        if key in self.entries:
+            found.add(self.entries[key].server)
+        return found
+
+    def unclear(self) -> Iterator[ReplyKey]:
+        """Entries that the flow table decides."""
+        return (key for key, entry in self.entries.items() if entry.flags & abi.REPLY_AMBIGUOUS)
+
+    def _plain(self, key: ReplyKey) -> Entry:
+        claims = self._claims[key]
+        base = min(claims)
+        several = len({(claim.vip, claim.port) for claim in claims}) > 1 or base.is_one_of_many
+        flags = abi.REPLY_AMBIGUOUS if several or self._is_shadowed(key) else 0
+        return Entry(base.vip, base.port, flags, base.service, base.server)
+
+    def _is_shadowed(self, key: ReplyKey) -> bool:
+        """Whether a service with a range of ports, which uses the server's any port, covers this one, too."""
+        wide = self._claims.get(replace(key, port=0), set()) if key.port else set()
+        return any(claim.first <= key.port <= claim.last for claim in wide)
+
+    def _decide(self, key: ReplyKey, until: float) -> None:
+        if not self._claims.get(key):
+            return
+        plain, held = self._plain(key), self.entries.get(key)
+        if (
+            held is None
+            or (not held.flags and not plain.flags and (held.vip, held.port) == (plain.vip, plain.port))
+            or (held.flags & plain.flags == abi.REPLY_AMBIGUOUS and not held.flags & abi.REPLY_GUESS)
+        ):
+            self._set(key, plain)
+        else:
+            # Flows from before are known in one direction only, or were of another VIP.
+            last = max(until, held.guess_until or until)
+            flags = abi.REPLY_AMBIGUOUS | abi.REPLY_GUESS
+            self._set(key, replace(held, flags=flags, guess_until=last))
+
+    def _set(self, key: ReplyKey, entry: Entry) -> None:
+        before = self.entries.get(key)
+        if before == entry and key in self.entries:
+            self._mark(key, entry)
+            return
+        self.entries[key] = entry
+        self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+        self._mark(key, entry)
+        self.touched.add(key)
+
+    def _mark(self, key: ReplyKey, entry: Entry) -> None:
+        for server in self.servers_of(key):
+            if entry.flags & abi.REPLY_AMBIGUOUS:
+                self._ambiguous.setdefault(server, set()).add(key)
+            elif server in self._ambiguous:
+                self._ambiguous[server].discard(key)
+
+
+def claims(
+    service: int,
+    members: Mapping[int, tuple[IPAddress, int]],
+    listens: Iterable[tuple[IPAddress, int, int]],
+    protocol: int,
+) -> frozenset[tuple[ReplyKey, Claim]]:
+    """The claims of a nat service.
+
+    Args:
+        service: Its id.
+        members: Address and port of its servers, by id.
+        listens: Address, first and last port where it is offered.
+        protocol: Number of the protocol.
+    """
+    found = set()
+    for address, first, last in listens:
+        vip = abi.packed(address)
+        for server, (at, port) in members.items():
+            if at.version != address.version:
+                continue
+            single = first == last
+            key = ReplyKey(abi.packed(at), port or (first if single else 0), protocol)
+            found.add((key, Claim(service, server, vip, first if single or port else 0, first, last)))
+    return frozenset(found)

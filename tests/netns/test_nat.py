@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forwarding: nat with real traffic: the servers' gateway is the balancer, and they see the clients' own addresses."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.crossing import Crossing, Daemon, crossing, echo_asked, http_from, udp_ask
+from support.wait import until
+
+pytestmark = [pytest.mark.root, pytest.mark.system]
+
+NAT = """
+services:
+  web: {listen: 10.9.0.100:80, pool: web, forwarding: nat}
+  web6: {listen: "[fd00:9::100]:80", pool: web6, forwarding: nat}
+  dns: {listen: 10.9.0.100:53, protocol: udp, pool: dns, forwarding: nat}
+  dns6: {listen: "[fd00:9::100]:53", protocol: udp, pool: dns6, forwarding: nat}
+pools:
+  web:
+    servers: ["10.0.1.10:8080", "10.0.1.11:8080", "10.0.1.12:8080"]
+    health: &h {type: http, path: /, interval: 200ms, timeout: 150ms, rise: 1, fall: 1}
+  web6: {servers: ["[fd00:1::a]:8080", "[fd00:1::b]:8080", "[fd00:1::c]:8080"], health: *h}
+  dns:
+    servers: ["10.0.1.10:53", "10.0.1.11:53"]
+    health: &u {type: udp, send: ping, expect: pong, interval: 200ms, timeout: 150ms, rise: 1, fall: 1}
+  dns6: {servers: ["[fd00:1::a]:53", "[fd00:1::b]:53"], health: *u}
+vips:
+  10.9.0.100/24: {interface: eth0, owner: static}
+  fd00:9::100/64: {interface: eth0, owner: static}
+xdp: {flow_table: 4096}
+"""
+WEB = ("http://10.9.0.100", "http://[fd00:9::100]")
+
+
+@pytest.fixture
+def bed(runtime: Path) -> Iterator[Crossing]:
+    with crossing(runtime) as made:
+        for number in (10, 11, 12):
+            server = made.add_server(f"s{number}", number)
+            server.start(runtime)
+            for at in ("0.0.0.0", "::"):
+                server.echo(runtime, at, 53)
+        made.ready()
+        yield made
+
+
+@pytest.fixture
+def daemon(bed: Crossing, runtime: Path) -> Iterator[Daemon]:
+    made = Daemon(bed.balancer, runtime, NAT)
+    try:
+        made.start()
+        until(lambda: all(it["health"] == "up" for it in made.get("servers")), 10, "all servers are up")
+        yield made
+    finally:
+        made.end()
+
+
+def test_clients_reach_all_servers_which_see_the_clients_themselves(bed: Crossing, daemon: Daemon) -> None:
+    for url in WEB:
+        answers = {bed.curl(f"{url}/") for _ in range(40)}
+        assert {answer.split()[0] for answer in answers} == {"s10", "s11", "s12"}
+        assert {answer.split()[1] for answer in answers} == {"10.9.0.2" if "." in url else "fd00:9::2"}
+    service = {it["name"]: it for it in daemon.get("services")}
+    assert service["web"]["connections_total"] == 40
+    assert sum(it["connections_total"] for it in service["web"]["servers"]) == 40
+    assert service["web"]["bytes_in_total"] > 0 < service["web"]["bytes_out_total"]
+
+
+def test_datagrams_are_answered(bed: Crossing, daemon: Daemon) -> None:
+    for vip in ("10.9.0.100", "fd00:9::100"):
+        answers = {udp_ask(bed.client, vip, 53, b"hello") for _ in range(30)}
+        assert answers == {b"s10 hello", b"s11 hello"}
+
+
+@pytest.mark.parametrize("url", WEB)
+def test_ten_megabytes_arrive_as_they_were_sent(bed: Crossing, daemon: Daemon, runtime: Path, url: str) -> None:
+    content = os.urandom(10 << 20)
+    for server in bed.servers.values():
+        (runtime / server.name / "data" / "big").write_bytes(content)
+    target = runtime / "got"
+    bed.curl(f"{url}/data/big", "-o", str(target))
+    assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(content).digest()
+
+
+def test_a_large_datagram_comes_in_fragments_and_goes_on(bed: Crossing, daemon: Daemon) -> None:
+    payload = os.urandom(4000)
+    for vip in ("10.9.0.100", "fd00:9::100"):
+        assert udp_ask(bed.client, vip, 53, payload).split(b" ", 1)[1] == payload
+
+
+def test_the_vip_answers_echo_requests(bed: Crossing, daemon: Daemon) -> None:
+    for vip in ("10.9.0.100", "fd00:9::100"):
+        assert echo_asked(bed.client, vip)
+    until(lambda: daemon.metric("xdp_packets_total", fate="sent_echo") == 2, 3, "they are counted")
+
+
+def test_health_checks_and_clients_may_use_the_same_address_at_once(bed: Crossing, daemon: Daemon) -> None:
+    """Replies to the balancer itself are never rewritten."""
+    before = {it["address"]: it["failures_total"] for it in daemon.get("health")}
+    for _ in range(20):
+        bed.curl(f"{WEB[0]}/")
+    assert {it["address"]: it["failures_total"] for it in daemon.get("health")} == before
+    assert daemon.metric("xdp_packets_total", fate="pass_own") > 0
+
+
+def test_a_server_may_be_talked_to_directly(bed: Crossing, daemon: Daemon) -> None:
+    bed.client.ip("route", "add", "10.0.1.0/24", "via", "10.9.0.1")
+    for _ in range(5):
+        assert bed.curl("http://10.0.1.10:8080/").startswith("s10 10.9.0.2")
+        bed.curl(f"{WEB[0]}/")
+
+
+def test_a_dead_server_loses_its_flows_alone_and_gets_only_those_back(bed: Crossing, daemon: Daemon) -> None:
+    def where() -> dict[int, str]:
+        return {port: http_from(bed.client, port, "10.9.0.100", 80).split()[0] for port in range(20000, 20040)}
+
+    before = where()
+    bed.servers["s11"].kill()
+    until(lambda: daemon.server("web/10.0.1.11:8080")["health"] == "down", 5, "the dead one is noticed")
+    during = where()
+    assert {port for port in before if before[port] != during[port]} == {p for p in before if before[p] == "s11"}
+    bed.servers["s11"].start(daemon.file.parent)
+    until(lambda: daemon.server("web/10.0.1.11:8080")["health"] == "up", 5, "it is back")
+    assert where() == before
+
+
+def test_connections_are_listed(bed: Crossing, daemon: Daemon) -> None:
+    for url in WEB:
+        bed.curl(f"{url}/")
+    rows = daemon.get("connections")["flows"]
+    assert {row["service"] for row in rows} == {"web", "web6"}
+    assert all(row["client"].startswith(("10.9.0.2:", "[fd00:9::2]:")) for row in rows)
+    assert daemon.get("connections?service=web6")["flows"][0]["vip"] == "[fd00:9::100]:80"
+
+
+def test_it_leaves_nothing_behind(bed: Crossing, daemon: Daemon) -> None:
+    bed.curl(f"{WEB[0]}/")
+    daemon.end()
+    assert "xdp" not in bed.balancer.ip("link", "show", "eth0")
+    assert not bed.balancer.holds("10.9.0.100/24")

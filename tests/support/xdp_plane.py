@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""XDP data planes for tests: opened in the present network namespace, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fairlead.dataplane.xdp import kernel
+from fairlead.dataplane.xdp.driver import XdpDataPlane
+from fairlead.dataplane.xdp.installation import Programs
+from fairlead.model.xdp import XdpSettings
+from fairlead.policy import tables
+from support.xdp import ROOT, compiled
+
+
+def programs() -> Programs:
+    """Freshly compiled."""
+    return Programs(compiled(ROOT / "bpf/fairlead.bpf.c"), compiled(ROOT / "bpf/census.bpf.c"))
+
+
+def plane(events: list[tuple[str, str, str]] | None = None, **settings: Any) -> XdpDataPlane:
+    """One that is not started."""
+    told = events if events is not None else []
+    settings.setdefault("flow_table", 4096)
+    return XdpDataPlane(
+        settings=XdpSettings(**settings),
+        programs=programs(),
+        build_table=tables.build,
+        on_event=lambda *event: told.append(event),
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened_plane(
+    events: list[tuple[str, str, str]] | None = None, **settings: Any
+) -> AsyncIterator[XdpDataPlane]:
+    """One that is started, and takes everything out of the kernel again."""
+    made = plane(events, **settings)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.detach()
+        kernel.cleanup()
