@@ -282,7 +282,7 @@ static __always_inline int known_to_server(const struct packet *p, struct route 
 		return MISSED;
 	if (server->flags & FL_SERVER_RESET)
 		return p->proto == IPPROTO_TCP ? RESET : MISSED;
-	if (server->flags & FL_SERVER_UNPIN && p->proto == IPPROTO_UDP && flow->table != (__u16)service->table_base)
+	if (server->flags & FL_SERVER_UNPIN && p->proto == IPPROTO_UDP && flow->entry.table != (__u16)service->table_base)
 		return MISSED;
 	verdict = route_to_server(r, p, server, flow);
 	if (verdict != ROUTED || lookup_only)

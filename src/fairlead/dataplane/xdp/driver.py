@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from fairlead.dataplane.base import Counters, FlowFilter, ServerCounters, ServiceCounters
 from fairlead.dataplane.xdp import abi, adoption, flows, records
+from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
@@ -330,7 +331,7 @@ class XdpDataPlane:
         limit = int.from_bytes(limits[entry.state * 4 : entry.state * 4 + 4], "little")
         return _age(now, entry.seen) <= limit
 
-    def _view(self, found: flows.Found, now: int) -> FlowView:
+    def _view(self, found: Found, now: int) -> FlowView:
         held, hertz, entry = self._held, self._in.hertz, found.entry
         return FlowView(
             service=held.services_by_id[entry.service].spec.name,
