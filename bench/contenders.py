@@ -57,6 +57,7 @@ class Contender:
     command: Sequence[str] | None
     directory: Path
     cpus: Cpus
+    datagrams: bool = True  # forwards UDP at the same port
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -101,6 +102,7 @@ def fairlead(name: str, servers: Sequence[int], directory: Path, cpus: Cpus) -> 
     addresses = ", ".join(f"{HOST}:{server}" for server in servers)
     file.write_text(
         f"services:\n  bench: {{listen: {HOST}:{port}, pool: bench}}\n"
+        f"  datagrams: {{listen: {HOST}:{port}, protocol: udp, pool: bench}}\n"
         f"pools:\n  bench:\n    servers: [{addresses}]\n    health: {{type: tcp, interval: 2s, timeout: 1s}}\n"
     )
     program = [sys.executable, "-c", "from fairlead.app import main; main()"]
@@ -120,7 +122,7 @@ def haproxy(name: str, servers: Sequence[int], directory: Path, cpus: Cpus, *, s
         f"  retries 3\n  option redispatch\n{option}"
         f"listen bench\n  bind {HOST}:{port} backlog 4096\n  balance roundrobin\n{lines}\n"
     )
-    return Contender(name, port, ["haproxy", "-db", "-f", str(file)], directory, cpus)
+    return Contender(name, port, ["haproxy", "-db", "-f", str(file)], directory, cpus, datagrams=False)
 
 
 def nginx(name: str, servers: Sequence[int], directory: Path, cpus: Cpus) -> Contender:
@@ -137,7 +139,9 @@ def nginx(name: str, servers: Sequence[int], directory: Path, cpus: Cpus) -> Con
         f"events {{ worker_connections {descriptors() - 100}; }}\n"
         f"stream {{\n  upstream bench {{ {lines} }}\n"
         f"  server {{ listen {HOST}:{port} backlog=4096{' reuseport' if workers > 1 else ''}; proxy_pass bench;\n"
-        "    proxy_connect_timeout 5s; proxy_timeout 350s; }\n}\n"
+        "    proxy_connect_timeout 5s; proxy_timeout 350s; }\n"
+        f"  server {{ listen {HOST}:{port} udp{' reuseport' if workers > 1 else ''}; proxy_pass bench;"
+        " proxy_timeout 60s; }\n}\n"
     )
     return Contender(name, port, ["nginx", "-c", str(file), "-p", str(directory)], directory, cpus)
 

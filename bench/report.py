@@ -16,13 +16,14 @@ AA_TOLERANCE = 0.03
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``bar`` is the least (or, where less is better, the most) ratio to HAProxy."""
+    """One line of the table; ``bar`` is the least (or, where less is better, the most) ratio to ``over``."""
 
     name: str
     label: str
     more_is_better: bool
     bar: float | None
     digits: int = 0
+    over: str = "haproxy"
 
 
 ROWS = (
@@ -38,6 +39,10 @@ ROWS = (
     Row("request_calls", "system calls per request", False, None, 1),
     Row("bulk_rate", "bulk, MB/s", True, 0.9),
     Row("bulk_cpu_us", "CPU per bulk MB, us", False, None),
+    Row("storm_ms", "storm of connections, ms", False, None, 1),
+    Row("datagram_rate", "UDP requests/s (of nginx)", True, 0.85, over="nginx"),
+    Row("datagram_cpu_us", "CPU per UDP request, us", False, None, 1, over="nginx"),
+    Row("datagram_loss", "UDP requests lost, per million", False, None, over="nginx"),
     Row("idle_bytes", "memory per idle connection, B", False, 1.0),
 )
 NAMES = ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct")
@@ -112,7 +117,7 @@ def table(results: Results, cpus: Cpus) -> str:
         figures = [results.values(name, row.name) for name in NAMES]
         if not any(figures):
             continue
-        ratio, control = results.ratio(row.name, "haproxy"), results.ratio(row.name, "fairlead-again")
+        ratio, control = results.ratio(row.name, row.over), results.ratio(row.name, "fairlead-again")
         cells = [f"{median(found):,.{row.digits}f}" if found else "-" for found in figures]
         void = control is not None and abs(control.median - 1) > AA_TOLERANCE
         lines.append([
@@ -138,6 +143,8 @@ def _remarks(results: Results, cpus: Cpus) -> list[str]:
         "figures are medians over rounds, ratios are paired within rounds",
         f"latency at {rate:,.0f} requests/s, from the moment each was due; memory (PSS) at {held:,.0f} connections",
     ]
+    if storm := results.notes.get("storm_connections"):
+        lines.append(f"storm: {storm:,.0f} clients connect in one moment; until the last one has its answer")
     if idle:
         lines.append(
             f"CPU of the load: median idle {median(idle):.0%} under a proxy (under 10 % the generator is the limit); "

@@ -15,6 +15,7 @@ from bench.machine import Cpus, busy, cpu_seconds, pss_bytes
 
 CONCURRENCY = 64
 STREAMS = 4
+WINDOW = 8  # datagrams of one client that are under way
 
 
 class Failed(Exception):
@@ -126,6 +127,29 @@ def bulk(tools: Tools, contender: Contender, seconds: float) -> dict[str, float]
     return {
         "bulk_rate": result["done"] / result["seconds"] / 1e6,
         "bulk_cpu_us": figures["cpu_s"] * 1e6 / (result["done"] / 1e6),
+        **{f"_{name}": value for name, value in figures.items()},
+    }
+
+
+def storm(tools: Tools, contender: Contender, connections: int) -> dict[str, float]:
+    """Many clients that connect in the same moment: how long until the last one has its answer."""
+    watched = Watched(contender, tools.cpus)
+    result = tools.run(contender, "storm", connections)
+    return {
+        "storm_ms": result["seconds"] * 1e3,
+        **{f"_{name}": value for name, value in watched.figures().items()},
+    }
+
+
+def datagrams(tools: Tools, contender: Contender, seconds: float) -> dict[str, float]:
+    """UDP questions answered per second, and the share of those that nobody answered."""
+    watched = Watched(contender, tools.cpus)
+    result = tools.run(contender, "datagrams", seconds, CONCURRENCY, WINDOW)
+    figures = watched.figures()
+    return {
+        "datagram_rate": result["done"] / result["seconds"],
+        "datagram_cpu_us": figures["cpu_s"] * 1e6 / result["done"],
+        "datagram_loss": 1e6 * result["lost"] / (result["done"] + result["lost"]),
         **{f"_{name}": value for name, value in figures.items()},
     }
 

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVERS = 3
 WANTED_IDLE = 10000
 IDLE_ROUNDS = 2
+STORM = 3000
 LATENCY_SHARE = 0.4  # of what the slowest contender can do
 Measure = Callable[[Contender], dict[str, float]]
 
@@ -110,6 +111,12 @@ def measure_all(results: Results, who: list[Contender], tools: rows.Tools, *, qu
     results.notes["latency_rate_per_second"] = rate
     rounds(results, "latency", normal, 4 if quick else 10, lambda c: rows.latency(tools, c, seconds * 1.5, rate))
     rounds(results, "bulk", who, 3 if quick else 10, lambda c: rows.bulk(tools, c, seconds))
+    count = 3 if quick else 10
+    clients = min(STORM, make.limit() // 2)
+    results.notes["storm_connections"] = clients
+    rounds(results, "storm", normal, count, lambda c: rows.storm(tools, c, clients))
+    spoken = [contender for contender in normal if contender.datagrams]
+    rounds(results, "datagrams", spoken, count, lambda c: rows.datagrams(tools, c, seconds))
     rounds(results, "system calls", proxies, 1 if quick else 3, lambda c: rows.system_calls(tools, c, 0.5))
     held = min(WANTED_IDLE, make.limit() - 100)
     results.notes["idle_connections"] = held

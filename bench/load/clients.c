@@ -112,6 +112,45 @@ int run_connect(struct target *target, double seconds, int concurrency)
 	return 0;
 }
 
+/* All at once */
+
+int run_storm(struct target *target, int connections)
+{
+	struct epoll_event event[MAX_EVENTS];
+	struct samples latency = samples_new((uint64_t)connections);
+	struct flow *flow = flows_new(connections);
+	int epoll = epoll_create1(EPOLL_CLOEXEC);
+	uint64_t start = now_ns(), errors = 0;
+	int open = 0;
+
+	for (; open < connections; open++)
+		if (begin(target, epoll, &flow[open]) < 0)
+			fail("connect");
+	while (open > 0) {
+		int ready = epoll_wait(epoll, event, MAX_EVENTS, 5000);
+
+		if (ready == 0)
+			break;
+		for (int i = 0; i < ready; i++) {
+			struct flow *one = event[i].data.ptr;
+			int good = 0;
+
+			if (!advance(epoll, one, &good))
+				continue;
+			close(one->fd);
+			open--;
+			errors += !good;
+			if (good)
+				samples_add(&latency, now_ns() - start);
+		}
+	}
+	printf("{\"done\": %llu, \"errors\": %llu, \"seconds\": %.6f", (unsigned long long)latency.count,
+	       (unsigned long long)errors + (unsigned long long)open, (double)(now_ns() - start) / 1e9);
+	samples_print(&latency);
+	printf("}\n");
+	return 0;
+}
+
 /* A fixed rate on open connections */
 
 struct rate {

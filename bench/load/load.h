@@ -25,6 +25,8 @@ int run_connect(struct target *target, double seconds, int concurrency);
 int run_rate(struct target *target, double seconds, int connections, double per_second);
 int run_bulk(struct target *target, double seconds, int streams);
 int run_hold(struct target *target, int connections);
+int run_storm(struct target *target, int connections);
+int run_datagrams(struct target *target, double seconds, int clients, int window);
 
 uint64_t now_ns(void);
 void fail(const char *what) __attribute__((noreturn));

@@ -7,6 +7,8 @@
  *   load rate HOST PORT SECONDS CONNECTIONS PER_SECOND  requests at a fixed rate on open connections
  *   load bulk HOST PORT SECONDS STREAMS                 read as fast as it comes
  *   load hold HOST PORT CONNECTIONS                     one request each, then idle until stdin ends
+ *   load storm HOST PORT CONNECTIONS                    all connect at once, one request each
+ *   load datagrams HOST PORT SECONDS CLIENTS WINDOW     UDP: so many questions of each client wait for their answers
  *
  * Results are one line of JSON on stdout.
  */
@@ -145,9 +147,13 @@ int main(int argc, char **argv)
 			return run_rate(&target, atof(argv[4]), atoi(argv[5]), atof(argv[6]));
 		if (argc == 6 && strcmp(argv[1], "bulk") == 0)
 			return run_bulk(&target, atof(argv[4]), atoi(argv[5]));
+		if (argc == 5 && strcmp(argv[1], "storm") == 0)
+			return run_storm(&target, atoi(argv[4]));
+		if (argc == 7 && strcmp(argv[1], "datagrams") == 0)
+			return run_datagrams(&target, atof(argv[4]), atoi(argv[5]), atoi(argv[6]));
 		if (argc == 5 && strcmp(argv[1], "hold") == 0)
 			return run_hold(&target, atoi(argv[4]));
 	}
-	fprintf(stderr, "usage: load serve PORT... | connect|rate|bulk|hold HOST PORT ... (see bench/load/main.c)\n");
+	fprintf(stderr, "usage: load serve PORT... | connect|rate|bulk|hold|storm|datagrams HOST PORT ... (see bench/load/main.c)\n");
 	return 2;
 }

@@ -32,6 +32,7 @@ _Static_assert(sizeof(BODY) - 1 == REPLY_BODY, "the reply says its length");
 struct peer {
 	int fd;
 	int listening;
+	int datagrams;
 	int streaming;
 };
 
@@ -82,6 +83,43 @@ static void answer(struct peer *peer, int epoll, int file)
 	}
 }
 
+/* Answers with the question. */
+static void echo(int fd)
+{
+	static uint8_t text[32][2048];
+	static struct sockaddr_in from[32];
+	static struct iovec part[32];
+	static struct mmsghdr message[32];
+	int got;
+
+	for (unsigned i = 0; i < 32; i++) {
+		part[i] = (struct iovec){text[i], sizeof(text[i])};
+		message[i].msg_hdr = (struct msghdr){
+			.msg_name = &from[i], .msg_namelen = sizeof(from[i]), .msg_iov = &part[i], .msg_iovlen = 1};
+	}
+	got = recvmmsg(fd, message, 32, MSG_DONTWAIT, NULL);
+	for (int i = 0; i < got; i++)
+		part[i].iov_len = message[i].msg_len;
+	if (got > 0)
+		sendmmsg(fd, message, (unsigned)got, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void receive_on(int epoll, struct sockaddr_in address)
+{
+	int room = 4 << 20;
+	struct peer *peer = calloc(1, sizeof(*peer));
+
+	if (peer == NULL)
+		fail("calloc");
+	peer->datagrams = 1;
+	peer->fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (setsockopt(peer->fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)) < 0)
+		setsockopt(peer->fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+	if (bind(peer->fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		fail("bind");
+	watch(epoll, peer->fd, EPOLLIN, peer);
+}
+
 static void listen_on(int epoll, const char *port)
 {
 	int one = 1;
@@ -97,6 +135,7 @@ static void listen_on(int epoll, const char *port)
 	if (bind(peer->fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(peer->fd, 4096) < 0)
 		fail("listen");
 	watch(epoll, peer->fd, EPOLLIN, peer);
+	receive_on(epoll, address);
 }
 
 int serve(int ports, char **port)
@@ -118,6 +157,10 @@ int serve(int ports, char **port)
 			struct peer *peer = event[i].data.ptr;
 			int fd;
 
+			if (peer->datagrams) {
+				echo(peer->fd);
+				continue;
+			}
 			if (!peer->listening) {
 				if (peer->streaming)
 					stream(peer, file);

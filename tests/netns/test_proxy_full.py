@@ -42,7 +42,7 @@ class Site:
 
     def start(self, port: str) -> None:
         """Start the server of this port."""
-        command = (sys.executable, talker.__file__, port)
+        command: tuple[str, ...] = (sys.executable, talker.__file__, port)
         if port in ("9053", "9054"):
             command = (
                 "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file",

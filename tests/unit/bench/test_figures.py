@@ -116,7 +116,15 @@ def run(load: Path, *words: object) -> dict[str, float]:
 
 @pytest.mark.system
 @pytest.mark.parametrize(
-    ("mode", "arguments"), [("connect", (0.2, 4)), ("rate", (0.2, 4, 500)), ("bulk", (0.2, 2)), ("hold", (20,))]
+    ("mode", "arguments"),
+    [
+        ("connect", (0.2, 4)),
+        ("rate", (0.2, 4, 500)),
+        ("bulk", (0.2, 2)),
+        ("hold", (20,)),
+        ("storm", (50,)),
+        ("datagrams", (0.2, 4, 4)),
+    ],
 )
 def test_every_mode_works_against_a_good_server(
     load: Path, server: int, mode: str, arguments: tuple[float, ...]
