@@ -4,9 +4,7 @@
 #include "batch.h"
 
 #include <errno.h>
-#include <netinet/in.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "address.h"
 
@@ -15,14 +13,9 @@
 #define PER_FLOW 8u	/* answers of one flow in one call */
 #define LARGEST 65536u	/* more than any datagram */
 
-union control {
-	struct cmsghdr align;
-	char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo))];
-};
-
 struct slots {
 	struct sockaddr_storage name;
-	union control control;
+	union batch_control control;
 	struct iovec part;
 };
 
@@ -119,8 +112,7 @@ unsigned batch_receive(int fd, const struct fl_address *address, struct datagram
 	return n;
 }
 
-/* The control message that makes a datagram leave from this address, whatever the routes prefer. */
-static size_t leave_from(union control *control, const struct fl_address *from, uint32_t scope)
+size_t batch_leave_from(union batch_control *control, const struct fl_address *from, uint32_t scope)
 {
 	struct cmsghdr *c = &control->align;
 
@@ -155,7 +147,7 @@ static void address_out(unsigned i, const struct fl_address *peer, uint32_t scop
 		((struct sockaddr_in6 *)&slot->name)->sin6_scope_id = scope;
 	if (from) {
 		message->msg_control = &slot->control;
-		message->msg_controllen = leave_from(&slot->control, from, scope);
+		message->msg_controllen = batch_leave_from(&slot->control, from, scope);
 	}
 }
 

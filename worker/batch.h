@@ -3,9 +3,15 @@
 #ifndef FAIRLEAD_BATCH_H
 #define FAIRLEAD_BATCH_H
 
+#ifndef _GNU_SOURCE
+#error "struct in6_pktinfo needs _GNU_SOURCE before the first include"
+#endif
+
+#include <netinet/in.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "abi.h"
 
@@ -34,6 +40,14 @@ bool batch_tell_destination(int fd, uint8_t family);
  */
 int batch_pass(int fd, int to, const struct fl_address *peer, uint32_t scope, const struct fl_address *from,
 	       size_t *bytes);
+
+union batch_control {
+	struct cmsghdr align;
+	char bytes[CMSG_SPACE(sizeof(struct in6_pktinfo))];
+};
+
+/* Fills in the control message that makes a datagram leave from this address, whatever the routes prefer; its length. */
+size_t batch_leave_from(union batch_control *control, const struct fl_address *from, uint32_t scope);
 
 /* Sends what batch_pass collected. */
 void batch_flush(void);

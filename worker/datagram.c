@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* From a datagram to its flow, to a server, and back. */
+#define _GNU_SOURCE
 #include "datagram.h"
 
 #include <errno.h>
@@ -19,6 +20,7 @@
 #include "schedule.h"
 #include "source.h"
 #include "transparent.h"
+#include "unreachable.h"
 
 #define KEEP_MAX 2048u		 /* a first datagram up to this size is kept for another try */
 #define KEEP_TOTAL (8u << 20) /* all of them */
@@ -105,6 +107,16 @@ static enum reason place(struct flow *flow)
 	return flow->tried ? CONNECT_FAILED : why;
 }
 
+/* Ends a flow that no server takes. When the servers themselves refused, the client hears what they said. */
+static void refuse(struct flow *flow, enum reason why)
+{
+	const struct datagram_flow *of = &flow->datagram;
+
+	if (why == CONNECT_FAILED)
+		unreachable_tell(&of->peer, of->scope, &of->local, 0);
+	flow_end(flow, why, false);
+}
+
 /* A flow for the client that sent this, NULL: refused, and counted. */
 static struct flow *begin(struct listener *listener, const struct datagram *datagram, uint32_t hash)
 {
@@ -114,6 +126,8 @@ static struct flow *begin(struct listener *listener, const struct datagram *data
 	struct flow *flow;
 
 	if (why != REASON_NONE) {
+		if (service->spec.mode == FL_REJECT && why == NO_SERVER)
+			unreachable_tell(&datagram->peer, datagram->scope, &datagram->local, datagram->length);
 		reject(service, why);
 		return NULL;
 	}
@@ -136,7 +150,7 @@ static struct flow *begin(struct listener *listener, const struct datagram *data
 	peers_add(flow);
 	why = place(flow);
 	if (why != REASON_NONE) {
-		flow_end(flow, why, false);
+		refuse(flow, why);
 		return NULL;
 	}
 	if (idle)
@@ -196,7 +210,7 @@ static bool move(struct flow *flow)
 			return true;
 		why = CONNECT_FAILED;
 	}
-	flow_end(flow, why, false);
+	refuse(flow, why);
 	return false;
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The slab of flows, and the accounts that every beginning and end of a flow must balance. */
+#define _GNU_SOURCE
 #include "flow.h"
 
 #include <stdlib.h>

@@ -7,6 +7,7 @@
  * requests of the agent, descriptors. Requests come after all events, so that no event of a round can meet a
  * socket that a request has replaced in the same round.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -30,6 +31,7 @@
 #include "relay.h"
 #include "schedule.h"
 #include "shm.h"
+#include "unreachable.h"
 
 #define EVENTS 256
 
@@ -139,6 +141,7 @@ static void end(void)
 	flows_reset(NULL);
 	flows_free();
 	pipes_free();
+	unreachable_close();
 	store_free();
 	worker.row->active = 0;
 	worker.row->accepting = 0;

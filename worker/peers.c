@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A hash table with chains, keyed at random so that clients cannot aim at a chain, and two lists by age. */
+#define _GNU_SOURCE
 #include "peers.h"
 
 #include <string.h>

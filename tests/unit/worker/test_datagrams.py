@@ -245,6 +245,42 @@ def test_without_a_server_datagrams_are_dropped_and_counted(
     chosen(servers)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_client_hears_that_nobody_is_there(worker: Worker, host: str) -> None:
+    with Datagrams(host) as server:
+        where = worker.simple([server], host=host)
+    with Datagrams(host) as client:
+        client.socket.connect(where)
+        client.socket.send(b"refused by the server")
+        with pytest.raises(ConnectionRefusedError):
+            client.receive()
+        worker.service(table=0, mode=Mode.REJECT, protocol=17)
+        client.socket.send(b"refused by us")
+        with pytest.raises(ConnectionRefusedError):
+            client.receive()
+        worker.service(table=0, mode=Mode.DROP, protocol=17)
+        client.socket.send(b"not a word")
+        until(lambda: worker.rejected(RejectReason.NO_SERVER) == 2, 5, "it is dropped")
+        client.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.receive()
+
+
+@pytest.mark.root
+def test_a_flood_is_not_answered_one_for_one(worker: Worker, servers: list[Datagrams], client: Datagrams) -> None:
+    where = worker.simple(servers)
+    worker.service(table=0, mode=Mode.REJECT, protocol=17)
+    client.socket.connect(where)
+    refused = 0
+    for _ in range(5000):
+        try:
+            client.socket.send(b"q")
+        except ConnectionRefusedError:
+            refused += 1
+    assert 0 < refused <= 3000
+
+
 def test_limits_hold_for_flows(worker: Worker, servers: list[Datagrams]) -> None:
     where = worker.simple(servers, max_connections=5, connections_per_source=3)
     with contextlib.ExitStack() as stack:
