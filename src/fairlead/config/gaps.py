@@ -32,9 +32,7 @@ class Gap(NamedTuple):
 
 
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
-    "services": (
-        Gap(("engine",), "forwarding by IPVS", (Engine.LVS,)),
-    ),
+    "services": (Gap(("engine",), "forwarding by IPVS", (Engine.LVS,)),),
     "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }
 
