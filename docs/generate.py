@@ -164,7 +164,7 @@ def _scrape() -> metrics.Scrape:
     )  # fmt: skip
     service = ServiceView(
         name="web", listen=("192.0.2.10:80",), protocol="tcp", pool="web", forwarding="proxy", engine="userspace",
-        scheduler="maglev", state="up", mode="forward", active=0, connections_total=0, bytes_in_total=0,
+        scheduler="maglev", state="up", mode="forward", active=0, queued=0, connections_total=0, bytes_in_total=0,
         bytes_out_total=0, rejected={"no_server": 0}, servers=(server,),
     )  # fmt: skip
     health = HealthView(

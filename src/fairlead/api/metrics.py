@@ -147,6 +147,8 @@ def _services(services: tuple[ServiceView, ...]) -> Iterator[Metric]:
     )
     text = "Connections of a service that are established now."
     yield _gauge("service_active_connections", text, ["service"], {(name,): s.active for name, s in named.items()})
+    waiting = "Connections of a service that wait for a server that is not full."
+    yield _gauge("service_queued_connections", waiting, ["service"], {(name,): s.queued for name, s in named.items()})
     text = "Connections a service has taken."
     yield _counter(
         "service_connections_total", text, ["service"], {(name,): s.connections_total for name, s in named.items()}

@@ -42,13 +42,14 @@ class ServerCounters:
 
 @dataclass(frozen=True, slots=True)
 class ServiceCounters:
-    """Totals of one service, and its refusals by reason."""
+    """Totals of one service, and its refusals by reason; ``queued`` are those of the active ones that wait."""
 
     active: int = 0
     connections: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     rejected: Mapping[RejectReason, int] = field(default_factory=dict)
+    queued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ def _service_view(
         state=status.state,
         mode=status.mode.name.lower(),
         active=counted.active,
+        queued=counted.queued,
         connections_total=counted.connections,
         bytes_in_total=counted.bytes_in,
         bytes_out_total=counted.bytes_out,

@@ -54,6 +54,7 @@ class ServiceView:
     state: str  # "up" | "degraded" | "down"
     mode: str  # "forward" | "reject" | "drop"
     active: int
+    queued: int  # of the active ones: they wait for a server that is not full
     connections_total: int
     bytes_in_total: int
     bytes_out_total: int

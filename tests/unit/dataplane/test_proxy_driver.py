@@ -16,6 +16,7 @@ import pytest
 
 from fairlead.dataplane.base import FlowFilter
 from fairlead.dataplane.proxy import abi, fleet, workers
+from fairlead.dataplane.proxy.driver import ProxyDataPlane
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError
 from fairlead.model.reasons import RejectReason
@@ -444,3 +445,22 @@ async def test_a_stop_can_be_hurried(runtime: Path, program: Path) -> None:
         async with asyncio.timeout(3):
             await plane.stop(drain_s=0)
         assert await client.say() == ""
+
+
+async def test_connections_that_wait_are_counted(runtime: Path, program: Path) -> None:
+    async with lab(runtime, program) as made:
+        plane = await made.plane(2)
+        state, at = one_service(await made.server(), queue=5)
+        full = replace(state, servers={key: replace(it, max_connections=1) for key, it in state.servers.items()})
+        await bring(plane, full)
+        assert await made.ask(at)
+        waiting = await made.client(at)
+        await until(lambda: _queued(plane) == 1, 5, "one waits")
+        await bring(plane, state)
+        assert await waiting.say()
+        assert _queued(plane) == 0
+
+
+def _queued(plane: ProxyDataPlane) -> int:
+    memory = plane._need_memory()
+    return memory.service(plane._registry.service_ids.get("web") or 0).queued

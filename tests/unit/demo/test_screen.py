@@ -20,7 +20,7 @@ DOWN = dataclasses.replace(
 )  # fmt: skip
 WEB = ServiceView(
     name="web", listen=("127.0.0.1:8080",), protocol="tcp", pool="web", forwarding="proxy", engine="userspace",
-    scheduler="maglev", state="degraded", mode="forward", active=3, connections_total=220, bytes_in_total=0,
+    scheduler="maglev", state="degraded", mode="forward", active=3, queued=0, connections_total=220, bytes_in_total=0,
     bytes_out_total=0, rejected={"no_server": 0, "connect_failed": 4}, servers=(UP, DOWN),
 )  # fmt: skip
 

@@ -82,6 +82,7 @@ class ProxyDataPlane:
         self._registry = Registry(self._note, self._set_note)
         self._changes = Changes(self._registry, self._sockets, lambda: tuple(self._fleet.live), self._recycled)
         self._routes = Routes()
+        self._routes_error = ""
         self._cache: observe.Cache = {}
         self._seen: tuple[int, dict[int, frozenset[bytes]], ObservedState] | None = None
         self._strays: dict[Stray, int] = {}
@@ -137,7 +138,7 @@ class ProxyDataPlane:
             self._observations += 1
             if self._observations >= RETIRE_AFTER_OBSERVATIONS:
                 await self._retire_old()
-            self._routes.follow(self._registry)
+            self._repair_routes()
             return await self._observe()
 
     async def apply(self, plan: Plan) -> None:
@@ -222,6 +223,17 @@ class ProxyDataPlane:
         if self._memory is None:
             raise DataPlaneError("the proxy data plane is not running")
         return self._memory
+
+    def _repair_routes(self) -> None:
+        """What somebody removed comes back; if that fails, everything else goes on."""
+        try:
+            self._routes.follow(self._registry)
+        except DataPlaneError as error:
+            if str(error) != self._routes_error:
+                self._event("transparent_failed", "routing rules", str(error))
+            self._routes_error = str(error)
+        else:
+            self._routes_error = ""
 
     def _note(self, index: int) -> int:
         return self._need_memory().note(index)

@@ -165,10 +165,10 @@ class SharedMemory:
         for slot in self._rows:
             values = _SERVICE_COUNTS.unpack(self._map, _row(slot) + at)
             sums = [a + b for a, b in zip(sums, values, strict=True)]
-        (active,) = _ACTIVE.unpack(self._map, _SHARED_SERVICES + abi.SHARED_SERVICE.size * number)
+        active, _, queued, _ = abi.SHARED_SERVICE.unpack(self._map, _SHARED_SERVICES + abi.SHARED_SERVICE.size * number)
         connections, bytes_in, bytes_out, *rejected = sums
         return ServiceCounters(
-            active, connections, bytes_in, bytes_out, {reason: rejected[reason] for reason in RejectReason}
+            active, connections, bytes_in, bytes_out, {reason: rejected[reason] for reason in RejectReason}, queued
         )
 
     def forget_server(self, number: int) -> None:
