@@ -119,7 +119,8 @@ class FakeFacade:
         web = ServiceView(
             name="web", listen=("127.0.0.1:8080", "[::1]:8080"), protocol="tcp", pool="web", forwarding="proxy",
             engine="userspace", scheduler="maglev", state="degraded", mode="forward", active=24, queued=2,
-            connections_total=3000, bytes_in_total=8192, bytes_out_total=10_000_000, rejected={"no_server": 3, "denied": 1},
+            connections_total=3000, bytes_in_total=8192, bytes_out_total=10_000_000,
+            rejected={"no_server": 3, "denied": 1},
             servers=tuple(self.servers_by_key.values()),
         )  # fmt: skip
         return (web,)
