@@ -112,3 +112,29 @@ def test_flows_go_on_through_a_change_of_agents_and_a_reload(site: Site) -> None
         assert resolver.ask() == first
         site.daemon.start()
         assert resolver.ask() == first
+
+
+def test_fewer_workers_leave_no_socket_that_nobody_reads(site: Site) -> None:
+    site.daemon.file.write_text(site.configuration() + "proxy: {workers: 3}\n")
+    site.daemon.kill()
+    site.daemon.start()
+    assert len(site.daemon.worker_pids()) == 3
+    site.daemon.file.write_text(site.configuration() + "proxy: {workers: 1}\n")
+    with ExitStack() as stack:
+        for _ in range(20):  # flows in all workers
+            assert stack.enter_context(Resolver(site.port)).ask()
+        site.daemon.kill()
+        site.daemon.start()
+        # Of three sockets one alone is left: no question may go to another.
+        assert all(stack.enter_context(Resolver(site.port)).ask() for _ in range(40))
+
+
+def test_an_upgrade_of_the_agent_under_load_loses_no_answer(site: Site) -> None:
+    with ExitStack() as stack:
+        resolvers = [stack.enter_context(Resolver(site.port)) for _ in range(20)]
+        first = [resolver.ask() for resolver in resolvers]
+        for _ in range(3):
+            site.daemon.kill()
+            assert [resolver.ask() for resolver in resolvers] == first
+            site.daemon.start()
+            assert [resolver.ask() for resolver in resolvers] == first
