@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the proxy worker while the wheel is built, so that ``pip install .`` works on a bare machine.
+"""Compiles the proxy worker and the XDP programs while the wheel is built; ``pip install .`` works on a bare machine.
 
-A C compiler on the machine is used when there is one, the ``ziglang`` wheel otherwise.
+A C compiler on the machine is used when there is one, the ``ziglang`` wheel otherwise. Without libbpf's headers the
+XDP programs are left out, and services that need them are refused with a sentence that says so.
 ``python hatch_build.py`` compiles in place, without building a wheel.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import shlex
 import shutil
@@ -22,6 +24,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).resolve().parent
 WORKER = Path("src/fairlead/_native/fairlead-worker")
 ZIG = "ziglang>=0.13"
+WITHOUT_XDP = (
+    "fairlead: the XDP programs could not be compiled, so only forwarding: proxy will work here; "
+    "Debian: apt-get install clang libbpf-dev"
+)
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith")
 HARDENING = ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE")
 LINKING = ("-pie", "-Wl,-z,relro", "-Wl,-z,now")
@@ -89,6 +95,23 @@ def build_worker() -> Path:
     return target
 
 
+def build_programs() -> list[Path]:
+    """Compile ``bpf/*.bpf.c``; nothing where the machine cannot, and why stands on standard error."""
+    spec = importlib.util.spec_from_file_location("bpf_build", ROOT / "bpf/build.py")
+    if spec is None or spec.loader is None or not (ROOT / "bpf/build.py").exists():
+        return []
+    programs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(programs)
+    made = []
+    for source in sorted((ROOT / "bpf").glob("*.bpf.c")):
+        try:
+            made.append(programs.compile_program(source, (ROOT / WORKER).parent))
+        except programs.BuildError as error:
+            sys.stderr.write(f"{error}\n{WITHOUT_XDP}\n")
+            return []
+    return made
+
+
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]
     """Puts the compiled worker into wheels and editable installs; a source distribution carries its sources."""
 
@@ -106,7 +129,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-
             build_worker()
         except BuildError as error:
             raise SystemExit(f"fairlead: {error}") from None
-        build_data["artifacts"].append(str(WORKER))
+        build_data["artifacts"] += [str(WORKER), *(str(path.relative_to(ROOT)) for path in build_programs())]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
@@ -116,3 +139,4 @@ if __name__ == "__main__":
         build_worker()
     except BuildError as failure:
         raise SystemExit(f"fairlead: {failure}") from None
+    build_programs()
