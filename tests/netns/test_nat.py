@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, crossing, echo_asked, http_from, udp_ask
+from support.crossing import Crossing, Daemon, avoids, crossing, echo_asked, http_from, udp_ask
 from support.wait import until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
@@ -123,11 +123,13 @@ def test_a_dead_server_loses_its_flows_alone_and_gets_only_those_back(bed: Cross
     before = where()
     bed.servers["s11"].kill()
     until(lambda: daemon.server("web/10.0.1.11:8080")["health"] == "down", 5, "the dead one is noticed")
+    theirs = [port for port, name in before.items() if name == "s11"]
+    until(lambda: avoids(bed.client, theirs, "10.9.0.100", 80, "s11"), 2, "its flows go elsewhere")
     during = where()
     assert {port for port in before if before[port] != during[port]} == {p for p in before if before[p] == "s11"}
     bed.servers["s11"].start(daemon.file.parent)
     until(lambda: daemon.server("web/10.0.1.11:8080")["health"] == "up", 5, "it is back")
-    assert where() == before
+    until(lambda: where() == before, 3, "they come back, and no others")
 
 
 def test_connections_are_listed(bed: Crossing, daemon: Daemon) -> None:

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -357,11 +357,6 @@ def crossing(directory: Path) -> Iterator[Crossing]:
             made.close()
 
 
-def merged(counters: Mapping[str, int]) -> str:
-    """Counters as one line."""
-    return ", ".join(f"{name} {number}" for name, number in counters.items())
-
-
 def http_from(client: Node, port: int, host: str, at: int) -> str:
     """What an HTTP server at ``host``:``at`` answers a client that connects from this port; then the client resets."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -376,6 +371,13 @@ def http_from(client: Node, port: int, host: str, at: int) -> str:
         while part := sock.recv(65536):
             answer += part
     return answer.partition(b"\r\n\r\n")[2].decode()
+
+
+def avoids(client: Node, ports: Iterable[int], vip: str, at: int, name: str) -> bool:
+    """Whether no connection from these ports gets to the server of this name, or is refused."""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        return all(http_from(client, port, vip, at).split()[0] != name for port in ports)
+    return False
 
 
 def echo_asked(client: Node, host: str) -> bool:
