@@ -125,9 +125,7 @@ def test_all_servers_answer(running: tuple[Crossing, Daemon], mode: str) -> None
 
 
 @pytest.mark.parametrize("vip", VIPS)
-def test_ten_megabytes_arrive_as_they_were_sent(
-    running: tuple[Crossing, Daemon], runtime: Path, vip: str
-) -> None:
+def test_ten_megabytes_arrive_as_they_were_sent(running: tuple[Crossing, Daemon], runtime: Path, vip: str) -> None:
     bed, _ = running
     content = os.urandom(10 << 20)
     for server in bed.servers.values():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,38 @@ def test_it_leaves_nothing_behind(bed: Crossing, daemon: Daemon) -> None:
     daemon.end()
     assert "xdp" not in bed.balancer.ip("link", "show", "eth0")
     assert not bed.balancer.holds("10.9.0.100/24")
+
+
+def test_explain_tells_what_happens(bed: Crossing, daemon: Daemon) -> None:
+    for port in range(21000, 21010):
+        told = json.loads(daemon.command("explain", f"10.9.0.2:{port}", "10.9.0.100:80", "-o", "json"))
+        assert [it["step"] for it in told["steps"]][:4] == ["interface", "service", "flow", "access"]
+        met = http_from(bed.client, port, "10.9.0.100", 80).split()[0]
+        assert told["server"] == f"web/10.0.1.{met.removeprefix('s')}:8080"
+    text = daemon.command("explain", "10.9.0.2:21000", "10.9.0.100:80")
+    assert "entry" in text
+    assert "the destination becomes 10.0.1." in text
+    assert "what 10.0.1." in text
+    six = json.loads(daemon.command("explain", "[fd00:9::2]:21000", "[fd00:9::100]:80", "-o", "json"))
+    met = http_from(bed.client, 21000, "fd00:9::100", 80).split()[0]
+    assert six["server"] == f"web6/[fd00:1::{int(met.removeprefix('s')):x}]:8080"
+
+
+def test_explain_tells_what_would_be_without_a_server(bed: Crossing, daemon: Daemon) -> None:
+    told = json.loads(daemon.command("explain", "10.9.0.2:22000", "10.9.0.100:80", "-o", "json"))
+    query = ("explain", "10.9.0.2:22000", "10.9.0.100:80", "--without", told["server"], "-o", "json")
+    instead = json.loads(daemon.command(*query))["instead"]
+    assert instead not in {None, told["server"]}
+    daemon.change(told["server"], admin="drain")
+    met = http_from(bed.client, 22000, "10.9.0.100", 80).split()[0]
+    assert instead == f"web/10.0.1.{met.removeprefix('s')}:8080"
+
+
+def test_cleanup_removes_what_a_killed_daemon_left(bed: Crossing, daemon: Daemon) -> None:
+    assert "runs with the same socket" in daemon.command("cleanup", check=False, both=True)
+    daemon.kill()
+    assert "prog/xdp" in bed.balancer.ip("link", "show", "eth0")
+    said = daemon.command("cleanup")
+    assert "removed XDP program of interface eth0" in said
+    assert "prog/xdp" not in bed.balancer.ip("link", "show", "eth0")
+    assert "nothing was left" in daemon.command("cleanup")

@@ -16,10 +16,13 @@ from typing import Any
 
 from fairlead.api.server import ApiServer
 from fairlead.errors import Conflict, NotFound
+from fairlead.model.net import FlowQuestion
 from fairlead.model.pool import AdminState
 from fairlead.model.views import (
     ChangeResult,
     EventView,
+    ExplainStep,
+    ExplainView,
     FlowPage,
     FlowView,
     HealthView,
@@ -182,6 +185,12 @@ class FakeFacade:
             await asyncio.wait({waiter}, timeout=timeout_s)
         finally:
             self._waiters.discard(waiter)
+
+    async def explain(self, question: FlowQuestion, without: str | None) -> ExplainView:
+        self._fail()
+        steps = (ExplainStep("service", f"{question.vip} is service web"),)
+        ends = str(question.client), str(question.vip)
+        return ExplainView(*ends, question.protocol, "web", "web/web-1", steps, without)
 
     async def connections(self, service: str | None, server: str | None, cursor: str | None, limit: int) -> FlowPage:
         self._fail()

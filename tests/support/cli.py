@@ -43,7 +43,7 @@ def local() -> LocalVerbs:
         print(options)  # noqa: T201 - its only effect
         return 0
 
-    return LocalVerbs(run, run, check)
+    return LocalVerbs(run, run, check, lambda _: [])
 
 
 def invoke(*arguments: str, verbs: LocalVerbs | None = None, **extra: str) -> Result:

@@ -175,12 +175,12 @@ class Daemon:
             if sample.name == f"fairlead_{name}" and labels.items() <= sample.labels.items()
         )
 
-    def command(self, *arguments: str, check: bool = True) -> str:
-        """A verb of the command line."""
+    def command(self, *arguments: str, check: bool = True, both: bool = False) -> str:
+        """What a verb of the command line prints; ``both``: on standard error, too."""
         full = inside_of(self.node, *PROGRAM, *arguments, "--socket", str(self.socket))
         done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=30)
         assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + (done.stderr if both else "")
 
     def kill(self) -> None:
         """The agent dies at once; its workers and the kernel go on."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fairlead.model.net import FlowQuestion
 from fairlead.model.pool import AdminState
 from fairlead.model.views import (
     ChangeResult,
     EventView,
+    ExplainView,
     FlowPage,
     HealthView,
     ServerView,
@@ -75,6 +77,15 @@ class Facade(Protocol):
         Raises:
             NotFound: ``service`` or ``server`` (POOL/SERVER) is not configured.
             Conflict: ``cursor`` did not come from here or is too old.
+            DataPlaneError: The data plane did not answer.
+        """
+
+    async def explain(self, question: FlowQuestion, without: str | None) -> ExplainView:
+        """Where a flow goes and why; ``without`` (POOL/SERVER) is a server to be thought away.
+
+        Raises:
+            NotFound: No service is there, or no such server.
+            Conflict: The server is none of the service's.
             DataPlaneError: The data plane did not answer.
         """
 

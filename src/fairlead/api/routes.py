@@ -20,9 +20,11 @@ from fairlead.api.facade import Facade
 from fairlead.api.metrics import Metrics
 from fairlead.api.problems import Reason, Refusal
 from fairlead.errors import NotFound
+from fairlead.model.net import FlowQuestion, Protocol, read_endpoint
 from fairlead.model.views import (
     ChangeResult,
     EventView,
+    ExplainView,
     FlowPage,
     HealthView,
     ServerView,
@@ -119,6 +121,19 @@ async def _connections(call: Call) -> FlowPage:
     return await call.facade.connections(query["service"], query["server"], query["cursor"], query["limit"])
 
 
+async def _explain(call: Call) -> ExplainView:
+    ends = []
+    for name in ("client", "vip"):
+        try:
+            ends.append(read_endpoint(call.path[name]))
+        except ValueError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, Reason.BAD_VALUE, f"{name}: {error}") from None
+    protocol = call.path["protocol"]
+    if protocol not in set(Protocol):
+        raise Refusal(HTTPStatus.BAD_REQUEST, Reason.BAD_VALUE, f"{protocol!r} is no protocol; give tcp or udp")
+    return await call.facade.explain(FlowQuestion(Protocol(protocol), *ends), call.query["without"])
+
+
 async def _events(call: Call) -> tuple[EventView, ...]:
     return events_page(call.facade, call.query["after"], call.query["limit"])
 
@@ -192,6 +207,11 @@ OPERATIONS = (
         "GET", "/v1/connections", "connections", "Connections, page by page", _connections, FlowPage,
         (Parameter("service", str, "Only of this service."), Parameter("server", str, "Only of this POOL/SERVER."),
          Parameter("cursor", str, "Where the page before ended."), _LIMIT),
+    ),
+    Operation(
+        "GET", "/v1/explain/{protocol}/{client}/{vip}", "explain",
+        "Where a flow goes and why, from the live tables; client and VIP as ADDRESS:PORT", _explain, ExplainView,
+        (Parameter("without", str, "Think this POOL/SERVER away."),),
     ),
     Operation("GET", "/v1/events", "events", "What happened, oldest first", _events, tuple[EventView, ...],
               (Parameter("after", int, _AFTER, default=0), _LIMIT)),

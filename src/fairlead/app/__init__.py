@@ -17,7 +17,7 @@ def main() -> None:
     from fairlead.cli.local import LocalVerbs  # noqa: PLC0415 - only the entry point needs them
     from fairlead.cli.main import build  # noqa: PLC0415
 
-    build(LocalVerbs(run=_run, demo=_demo, check=_check))()
+    build(LocalVerbs(run=_run, demo=_demo, check=_check, cleanup=_cleanup))()
 
 
 def _run(options: RunOptions) -> int:
@@ -36,3 +36,9 @@ def _check(file: Path) -> Configuration:
     from fairlead.app import verbs  # noqa: PLC0415
 
     return verbs.check(file)
+
+
+def _cleanup(socket: Path) -> list[str]:
+    from fairlead.app import verbs  # noqa: PLC0415
+
+    return verbs.cleanup(socket)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fairlead.app.cleanup import clean_up
 from fairlead.app.daemon import Daemon, serve
 from fairlead.cli.local import DemoOptions, RunOptions
 from fairlead.config.load import Loaded, Source, load
@@ -53,6 +54,15 @@ def run(options: RunOptions) -> int:
 
     loaded = _load(file)
     return asyncio.run(serve(Daemon(loaded, read, str(file), _socket(options.socket, loaded))))
+
+
+def cleanup(socket: Path) -> list[str]:
+    """Remove what a daemon left; what that was.
+
+    Raises:
+        FairleadError: A daemon runs, or something cannot be removed.
+    """
+    return asyncio.run(clean_up(socket))
 
 
 def demo(options: DemoOptions) -> int:

@@ -113,6 +113,11 @@ def server_target(key: str) -> str:
     return "/v1/servers/" + quote(key, safe="/:[]", errors="surrogateescape")
 
 
+def explain_target(protocol: str, client: str, vip: str) -> str:
+    """Where a flow is explained; both ends as ADDRESS:PORT."""
+    return f"/v1/explain/{protocol}/{quote(client, safe='')}/{quote(vip, safe='')}"
+
+
 def vip_target(vip: str, action: str) -> str:
     """The resource that moves a VIP; its prefix length may be left out."""
     return f"/v1/vips/{quote(vip.partition('/')[0], safe=':[]', errors='surrogateescape')}/{action}"

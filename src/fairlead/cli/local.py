@@ -46,8 +46,10 @@ class LocalVerbs:
         run: Runs the daemon until it is told to stop; the exit code.
         demo: Runs the demonstration until it is told to stop; the exit code.
         check: Loads a file and returns what it says; raises ConfigError.
+        cleanup: Removes what the daemon with this socket left in the kernel; what that was, in words.
     """
 
     run: Callable[[RunOptions], int]
     demo: Callable[[DemoOptions], int]
     check: Callable[[Path], Configuration]
+    cleanup: Callable[[Path], list[str]]

@@ -51,6 +51,7 @@ def build(local: LocalVerbs) -> click.Group:
         _add_state(program, verb, meaning)
     _add_weight(program)
     _add_vip(program)
+    _add_explain(program)
     _add_reload(program)
     return program
 
@@ -118,6 +119,21 @@ def _add_local(program: click.Group, local: LocalVerbs) -> None:
         Prints every error in FILE, by default /etc/fairlead/fairlead.yaml, and touches nothing.
         """
         return _check(local, file, output)
+
+    @program.command()
+    @_socket_option
+    def cleanup(socket: Path | None) -> int:
+        """Remove everything that was left in the kernel.
+
+        For a daemon that was killed and is not to come back: its XDP programs and maps, and its VIPs, in this network
+        namespace. Refused while a daemon runs.
+        """
+        removed = local.cleanup(socket or default_socket(os.environ, os.geteuid() == 0))
+        for line in removed:
+            click.echo(f"removed {line}")
+        if not removed:
+            click.echo("nothing was left")
+        return FINE
 
 
 def _check(local: LocalVerbs, file: Path, output: str) -> int:
@@ -188,6 +204,33 @@ def _add_weight(program: click.Group) -> None:
         With 0 it gets no new connections, and those it has live on.
         """
         _change_server(server, {"weight": weight}, dry_run, output, socket)
+
+
+def _add_explain(program: click.Group) -> None:
+    @program.command()
+    @click.argument("client", metavar="CLIENT:PORT")
+    @click.argument("vip", metavar="VIP:PORT")
+    @click.option("--protocol", type=click.Choice(("tcp", "udp")), default="tcp", show_default=True)
+    @click.option("--without", metavar="POOL/SERVER", help="Who would take it if this server were not there?")
+    @_output_option
+    @_socket_option
+    def explain(*, client: str, vip: str, protocol: str, without: str | None, output: str, socket: Path | None) -> None:
+        """Tell where a flow goes, and why, step by step.
+
+        The answer comes from the live tables: the kernel's for nat, fullnat, dsr and tunnel.
+        """
+        from fairlead.cli.client import explain_target  # noqa: PLC0415 - as in _client
+
+        query = {} if without is None else {"without": without}
+        answer = _client(socket).get(explain_target(protocol, client, vip), query)
+        if output != "table":
+            click.echo(_encoded(answer, output))
+            return
+        for step in answer["steps"]:
+            click.echo(f"{step['step']:>12}  {step['says']}")
+        click.echo(f"{'answer':>12}  {answer['server'] or 'no server'}")
+        if without is not None:
+            click.echo(f"{'instead':>12}  {answer['instead'] or 'no server'}")
 
 
 def _add_vip(program: click.Group) -> None:

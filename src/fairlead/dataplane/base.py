@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fairlead.model.net import FlowQuestion
 from fairlead.model.reasons import RejectReason
 from fairlead.model.state import ObservedState, Plan
-from fairlead.model.views import FlowPage, WorkerView
+from fairlead.model.views import ExplainStep, FlowPage, WorkerView
 from fairlead.model.vip import Vip
 
 
@@ -70,6 +71,15 @@ class FlowFilter:
     server: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the live tables say about a packet. ``server`` is None when they do not decide."""
+
+    steps: tuple[ExplainStep, ...] = ()
+    service: str | None = None
+    server: str | None = None
+
+
 class DataPlane(Protocol):
     """Forwards flows as told; never knows health or configuration files.
 
@@ -94,6 +104,9 @@ class DataPlane(Protocol):
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         """List established flows, at most ``limit`` at a time."""
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """Where a packet would go now, from what the data plane holds; None when it cannot tell."""
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no new flows, wait up to ``drain_s`` seconds for the others, reset the rest, and end."""

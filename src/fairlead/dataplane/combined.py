@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fairlead.dataplane.base import Counters, DataPlane, FlowFilter
+from fairlead.dataplane.base import Counters, DataPlane, Explanation, FlowFilter
 from fairlead.errors import DataPlaneError
+from fairlead.model.net import FlowQuestion
 from fairlead.model.service import Forwarding
 from fairlead.model.state import (
     CloseListener,
@@ -282,6 +283,10 @@ class CombinedDataPlane:
         rest = await self._planes[PACKETS].plane.flows(which, None, left)
         after = None if rest.cursor is None else f"{PACKETS}/{rest.cursor}"
         return FlowPage((*page.flows, *rest.flows), after)
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """The kernel sees packets first."""
+        return await self._planes[PACKETS].plane.explain(question)
 
     async def stop(self, *, drain_s: float) -> None:
         """Both at once."""

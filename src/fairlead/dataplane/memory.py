@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from fairlead.dataplane.base import Counters, FlowFilter
+from fairlead.dataplane.base import Counters, Explanation, FlowFilter
 from fairlead.errors import ContractViolation, DataPlaneError
+from fairlead.model.net import FlowQuestion
 from fairlead.model.state import ForwardingState, ObservedState, Op, Plan
 from fairlead.model.views import FlowPage, FlowView
 from fairlead.model.vip import Vip
@@ -105,6 +106,10 @@ class MemoryDataPlane:
         start = int(cursor or 0)
         end = start + limit
         return FlowPage(tuple(found[start:end]), str(end) if end < len(found) else None)
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:  # noqa: ARG002  # policy knows as much
+        """It holds nothing that the desired state does not say."""
+        return None
 
     async def stop(self, *, drain_s: float) -> None:  # noqa: ARG002  # there is nothing to wait for
         """Forget everything."""

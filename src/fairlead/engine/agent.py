@@ -22,6 +22,7 @@ from fairlead.engine.advice import Advice
 from fairlead.engine.certificates import CertificateWatch
 from fairlead.engine.changes import at_next_start, server_changes, unknown
 from fairlead.engine.events import Events
+from fairlead.engine.explain import explain
 from fairlead.engine.monitor import Monitor
 from fairlead.engine.outliers import Outliers
 from fairlead.engine.ownership import Ownership
@@ -33,11 +34,13 @@ from fairlead.engine.views import server_views, service_views
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
+from fairlead.model.net import FlowQuestion
 from fairlead.model.pool import AdminState, MonitorType
 from fairlead.model.state import DesiredState
 from fairlead.model.views import (
     ChangeResult,
     EventView,
+    ExplainView,
     FlowPage,
     HealthView,
     ServerView,
@@ -368,6 +371,15 @@ class Agent:
         if server is not None and server not in servers:
             raise NotFound(unknown("server", server, servers))
         return await self._parts.dataplane.flows(FlowFilter(service, server), cursor, limit)
+
+    async def explain(self, question: FlowQuestion, without: str | None) -> ExplainView:
+        """Where a flow goes and why; ``without`` names a server that is to be thought away.
+
+        Raises:
+            NotFound: No service is there, or no such server.
+            Conflict: The server is none of the service's.
+        """
+        return await explain(self._present, self._parts.dataplane, question, without, self._parts.clock())
 
     async def set_server(
         self, key: str, *, admin: AdminState | None, weight: int | None, dry_run: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 IPAddress = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -30,6 +30,22 @@ class Endpoint:
         return f"{host}:{self.port}"
 
 
+def read_endpoint(text: str) -> Endpoint:
+    """ADDRESS:PORT or [V6]:PORT.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f"{text!r} is not ADDRESS:PORT or [V6]:PORT")
+    bare = host.removeprefix("[").removesuffix("]")
+    address = ip_address(bare)
+    if (address.version == 6) is not (host == f"[{bare}]"):
+        raise ValueError(f"{text!r} is not ADDRESS:PORT or [V6]:PORT")
+    return Endpoint(address, int(port))
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Listen:
     """Where a VirtualService is offered: a Vip and an inclusive range of ports.
@@ -46,6 +62,15 @@ class Listen:
         if (self.first, self.last) == (1, 65535):
             return f"{host}:*"
         return f"{host}:{self.first}" if self.first == self.last else f"{host}:{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowQuestion:
+    """A packet that a client sends to a VIP."""
+
+    protocol: Protocol
+    client: Endpoint
+    vip: Endpoint
 
 
 @dataclass(frozen=True, slots=True, order=True)

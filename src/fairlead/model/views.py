@@ -106,6 +106,35 @@ class FlowPage:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainStep:
+    """One step of a decision. ``step`` is a stable word, ``says`` one line for people."""
+
+    step: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainView:
+    """Where a flow goes and why.
+
+    Attributes:
+        service: None when nothing is offered there.
+        server: Key of the server, None when there is none, or when it is not decided before the flow begins.
+        without: Key of the server that is to be thought away, or None.
+        instead: Key of the server that would take the flow then.
+    """
+
+    client: str
+    vip: str
+    protocol: str
+    service: str | None
+    server: str | None
+    steps: tuple[ExplainStep, ...]
+    without: str | None = None
+    instead: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EventView:
     """Something that happened. ``kind`` is a stable word, ``subject`` what it happened to."""
 

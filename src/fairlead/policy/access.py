@@ -8,10 +8,10 @@ that contains that block, ``::/0`` say, still speaks about IPv6 clients only.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from fairlead.model.net import AddressRange, Prefix
+from fairlead.model.net import AddressRange, IPAddress, Prefix
 
 _MAPPED = AddressRange(0xFFFF << 32, (0xFFFF << 32) | 0xFFFFFFFF)
 _END = (1 << 128) - 1
@@ -28,6 +28,13 @@ def allowed_ranges(allow: Iterable[Prefix], deny: Iterable[Prefix]) -> tuple[Add
     refused = _merge(part for prefix in deny for part in _ranges(prefix))
     left = tuple(_subtract(granted, refused))
     return None if left == _EVERYBODY else left
+
+
+def in_ranges(ranges: Sequence[AddressRange], address: IPAddress) -> bool:
+    """Whether an address is in one of these sorted, disjoint ranges."""
+    number = int(address) + (_MAPPED.low if address.version == 4 else 0)
+    index = bisect_left(ranges, number, key=lambda part: part.high)
+    return index < len(ranges) and ranges[index].low <= number
 
 
 def _ranges(prefix: Prefix) -> Iterator[AddressRange]:

@@ -35,11 +35,20 @@ def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield path, method, operation
 
 
+def filled(path: str) -> str:
+    """A path with something in place of its parameters."""
+    names = {"name": "web", "key": "web/web-1", "address": "192.0.2.10", "protocol": "tcp"}
+    ends = {"client": "192.0.2.1:4000", "vip": "192.0.2.10:80"}
+    for name, value in {**names, **ends}.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
 def test_every_route_is_described_and_nothing_else(described: dict[str, Any]) -> None:
     wanted = {(operation.path.replace(":path}", "}"), operation.method.lower()) for operation in OPERATIONS}
     wanted.add((OPENAPI_PATH, "get"))
     assert {(path, method) for path, method, _ in operations(described)} == wanted
-    assert len(wanted) == 19
+    assert len(wanted) == 20
 
 
 def test_the_document_is_sound(described: dict[str, Any]) -> None:
@@ -109,13 +118,13 @@ def test_answers_fit_their_schemas(daemon: Serving) -> None:
         content = operation["responses"]["200"]["content"]
         if "application/json" not in content:
             continue
-        target = path.replace("{name}", "web").replace("{key}", "web/web-1").replace("{address}", "192.0.2.10")
+        target = filled(path)
         body = {"weight": 3} if "requestBody" in operation else None
         status, answer, _ = daemon.ask(method.upper(), target, body)
         assert status == 200
         assert matches(content["application/json"]["schema"], answer, schemas), target
         judged += 1
-    assert judged == 15
+    assert judged == 16
     refused = daemon.ask("GET", "/v1/servers/web/none")[1]
     assert matches(schemas["ProblemBody"], refused, schemas)
     assert not matches(schemas["ServerView"], refused, schemas)
@@ -126,7 +135,7 @@ def test_parameters_are_those_that_are_taken(daemon: Serving, described: dict[st
         for parameter in operation.get("parameters", []):
             if parameter["in"] != "query" or path == "/events":
                 continue
-            target = path.replace("{name}", "web").replace("{key}", "web/web-1").replace("{address}", "192.0.2.10")
+            target = filled(path)
             value = {"integer": "1", "boolean": "true", "string": "web"}[parameter["schema"]["type"]]
             value = "0" if parameter["name"] == "cursor" else value
             body = {"weight": 3} if method == "patch" else None

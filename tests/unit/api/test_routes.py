@@ -69,9 +69,10 @@ def test_views_arrive_field_by_field(daemon: Serving) -> None:
 def test_every_route_answers(daemon: Serving) -> None:
     """None of the table is left out by the other tests, and HEAD works wherever GET does."""
     reads = [operation for operation in OPERATIONS if operation.method == "GET"]
-    assert len(reads) == 14
+    assert len(reads) == 15
     for operation in reads:
         target = operation.path.replace("{name}", "web").replace("{key:path}", "web/web-1")
+        target = target.replace("{protocol}/{client}/{vip}", "tcp/192.0.2.1:4000/192.0.2.10:80")
         status, body, _ = daemon.ask("HEAD", target)
         assert (status, body) == (200, ""), target
         if operation.name != "event_stream":
@@ -377,3 +378,18 @@ def test_nothing_names_the_server_software(daemon: Serving) -> None:
     headers = daemon.ask("GET", "/v1/status")[2].headers
     assert "server" not in headers
     assert "date" not in headers
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("sctp/192.0.2.1:4000/192.0.2.10:80", "'sctp' is no protocol; give tcp or udp"),
+        ("tcp/192.0.2.1/192.0.2.10:80", "client: '192.0.2.1' is not ADDRESS:PORT"),
+        ("tcp/192.0.2.1:4000/192.0.2.10:70000", "vip: '192.0.2.10:70000' is not ADDRESS:PORT"),
+        ("tcp/2001:db8::1:80/192.0.2.10:80", "client: '2001:db8::1:80' is not ADDRESS:PORT"),
+    ],
+)
+def test_a_flow_that_cannot_be_is_refused(daemon: Serving, target: str, says: str) -> None:
+    status, body, _ = daemon.ask("GET", f"/v1/explain/{target}")
+    assert status == 400
+    assert says in body["detail"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
-from fairlead.dataplane.base import Counters, FlowFilter
+from fairlead.dataplane.base import Counters, Explanation, FlowFilter
 from fairlead.dataplane.proxy import abi, codec, listeners, observe
 from fairlead.dataplane.proxy.adoption import adopt
 from fairlead.dataplane.proxy.changes import Change, Changes
@@ -28,7 +28,7 @@ from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.transparent import Routes
 from fairlead.dataplane.proxy.workers import Worker
 from fairlead.errors import DataPlaneError, FairleadError
-from fairlead.model.net import Protocol
+from fairlead.model.net import FlowQuestion, Protocol
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
 from fairlead.model.vip import Vip
@@ -200,6 +200,10 @@ class ProxyDataPlane:
                 if at == 0:
                     break
         return FlowPage(tuple(found), None)
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:  # noqa: ARG002  # policy knows as much
+        """It holds nothing that the desired state does not say."""
+        return None
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no new flows, let the others end for ``drain_s`` seconds, reset the rest, end the workers."""

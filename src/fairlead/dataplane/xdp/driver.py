@@ -15,8 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-from fairlead.dataplane.base import Counters, FlowFilter, ServerCounters, ServiceCounters
+from fairlead.dataplane.base import Counters, Explanation, FlowFilter, ServerCounters, ServiceCounters
 from fairlead.dataplane.xdp import abi, adoption, flows, records
+from fairlead.dataplane.xdp.explain import Explainer
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
@@ -24,6 +25,7 @@ from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
 from fairlead.dataplane.xdp.libbpf import possible_cpus
 from fairlead.dataplane.xdp.records import u32
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
+from fairlead.model.net import FlowQuestion
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -345,6 +347,13 @@ class XdpDataPlane:
             bytes_out=0,
             worker=-1,
         )
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """From the maps, as the program reads them; None when no service of this data plane is there."""
+        if not self._in.running:
+            return None
+        async with self._lock:
+            return await self._thread(lambda: Explainer(self._in, self._specs).explain(question))
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no new flows, wait for the others, reset the rest, and leave nothing in the kernel."""
