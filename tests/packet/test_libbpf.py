@@ -109,7 +109,7 @@ def test_constants_are_set() -> None:
 
 
 def _rodata(opened: LoadedObject) -> int:
-    return next(found for name, found in opened.maps.items() if name.endswith(".rodata")).descriptor
+    return next(found for name, found in opened.sections.items() if name.endswith(".rodata")).descriptor
 
 
 def test_maps_are_used_again(loaded: LoadedObject) -> None:
@@ -171,7 +171,7 @@ def test_the_verifier_is_quoted_in_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_missing_object_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedFeature, match="install from a wheel, or run make"):
+    with pytest.raises(UnsupportedFeature, match="is missing: install clang and libbpf-dev"):
         LoadedObject(tmp_path / "absent.bpf.o")
 
 

@@ -583,6 +583,7 @@ class LoadedObject:
         self.path = path
         self._object = _open(path)
         self.maps: dict[str, BpfMap] = {}
+        self.sections: dict[str, BpfMap] = {}  # of constants and global variables: nothing to share or to pin
         self.programs: dict[str, Program] = {}
         try:
             maps = dict(self._raw("bpf_object__next_map", "bpf_map__name"))
@@ -593,8 +594,8 @@ class LoadedObject:
             self._set_constants(maps, constants or {})
             self._load(multi_buffer=multi_buffer)
             for name, raw in maps.items():
-                if "." not in name:
-                    self.maps[name] = BpfMap(os.dup(library.bpf_map__fd(raw)))
+                kind = self.sections if "." in name else self.maps
+                kind[name] = BpfMap(os.dup(library.bpf_map__fd(raw)))
         except BaseException:
             self.close()
             raise
@@ -671,7 +672,7 @@ class LoadedObject:
 
     def close(self) -> None:
         """Let go of everything; what is pinned or attached stays."""
-        for item in self.maps.values():
+        for item in (*self.maps.values(), *self.sections.values()):
             item.close()
         for program in self.programs.values():
             program.close()
