@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from typing import ClassVar, Self
 
 from fairlead.model.net import IPAddress
@@ -169,6 +170,7 @@ class Layout:
             if kind == "port":
                 self._ports.append(len(self.members) - 1)
             code += self._CODES[kind]
+        self.values = attrgetter(*(name for name, _ in self.members))
         self._struct = struct.Struct(code)
         self.size = self._struct.size
 
@@ -195,7 +197,7 @@ class Record:
 
     def pack(self) -> bytes:
         """The bytes a map holds."""
-        return self.LAYOUT.pack(*(getattr(self, name) for name, _ in self.LAYOUT.members))
+        return self.LAYOUT.pack(*self.LAYOUT.values(self))
 
     @classmethod
     def unpack(cls, raw: bytes) -> Self:

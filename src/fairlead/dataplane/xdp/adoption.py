@@ -13,7 +13,6 @@ from fairlead.dataplane.xdp.installation import Installation
 from fairlead.dataplane.xdp.kernel import read_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.model.net import IPAddress
-from fairlead.model.service import Forwarding
 
 
 def adopt(installation: Installation, clock: Callable[[], float]) -> None:
@@ -32,6 +31,8 @@ def adopt(installation: Installation, clock: Callable[[], float]) -> None:
     _adopt_listeners(held)
     _adopt_access(held, lists)
     _adopt_replies(held, clock)
+    for ids in (held.server_ids, held.service_ids):
+        ids.former = range(ids.capacity)  # by whom is not known
     held.flush()
 
 
@@ -45,13 +46,13 @@ def _adopt_servers(held: Holdings) -> None:
             continue
         found.append((int.from_bytes(raw_key, "little"), spec, generation, gone))
     # Of several endpoints under one key the one that was noted last is the present one.
-    newest: dict[str, int] = {}
+    newest: dict[str, tuple[int, int]] = {}
     for number, spec, generation, gone in found:
-        best = newest.get(spec.key)
-        if not gone and (best is None or generation > next(g for n, _, g, _ in found if n == best)):
-            newest[spec.key] = number
+        if not gone:
+            newest[spec.key] = max(newest.get(spec.key, (0, 0)), (generation, number))
     for number, spec, generation, gone in found:
-        held.adopt_server(number, spec, generation, gone=gone, current=newest.get(spec.key) == number)
+        current = newest.get(spec.key) == (generation, number)
+        held.adopt_server(number, spec, generation, gone=gone, current=current)
 
 
 def _adopt_tables(installation: Installation) -> None:
@@ -137,8 +138,8 @@ def _adopt_replies(held: Holdings, clock: Callable[[], float]) -> None:
                 held.mirrors[name].delete(raw_key)
     held.replies.touched.clear()
     for service in held.services.values():
-        if service.spec.forwarding is Forwarding.NAT:
-            held.claim(service)
+        held.claim(service)
+        held.find_sources(service)
     held.write_replies()
     for server in held.servers_by_id.values():
         held.write_server_record(server)

@@ -251,9 +251,7 @@ class Explainer:
                 record = abi.ReplyRecord.unpack(raw)
                 if record.flags & abi.REPLY_AMBIGUOUS:
                     return f"what {server} sends is turned back by the flow table, for several VIPs lead there"
-                return (
-                    f"what {server} sends to clients comes from {question.vip}, whichever node turns it back"
-                )
+                return f"what {server} sends to clients comes from {question.vip}, whichever node turns it back"
         return f"there is no entry for replies of {server}: they would not be turned back"
 
 

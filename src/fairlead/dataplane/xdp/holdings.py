@@ -57,6 +57,7 @@ class ServerHeld:
     generation: int
     gone: bool = False
     source: IPAddress | None = None  # outer address of tunnels
+    ambiguous: bool = False  # as last written
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +99,7 @@ class Holdings:
         self, hertz: int, clock: Callable[[], float] = time.monotonic,
         source_of: Callable[[IPAddress], IPAddress | None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.mirrors = {it.name: replace(it, content={}, _puts={}, _deletes=set()) for it in MIRRORS}
+        self.mirrors = {it.name: replace(it, content={}, _puts={}, _deletes=set(), _changed=set()) for it in MIRRORS}
         self.servers: dict[str, ServerHeld] = {}
         self.servers_by_id: dict[int, ServerHeld] = {}
         self.same_key: dict[str, set[ServerHeld]] = {}
@@ -135,14 +136,17 @@ class Holdings:
                 raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
             self._generation = self._generation % 0xFFFF + 1
             held = ServerHeld(self.server_ids.take(), spec, self._generation)
-            held.source = self._source_of(spec.endpoint.address)
             self.servers[spec.key] = self.servers_by_id[held.number] = held
             self.same_key.setdefault(spec.key, set()).add(held)
-            self.reset_counters("server", held.number)
+            self._reset_counters("server", held.number, self.server_ids)
         for it in self.same_key[spec.key]:
             if it is held or (it.spec.flows is not spec.flows and not it.gone):
                 it.spec = spec if it is held else replace(it.spec, flows=spec.flows)
                 self._write_server(it)
+
+    def _reset_counters(self, kind: str, number: int, ids: Ids) -> None:
+        if number in ids.former:
+            self.reset_counters(kind, number)
 
     def delete_server(self, key: str) -> None:
         """Forget a server; flows that are left are reset when they turn up."""
@@ -163,14 +167,15 @@ class Holdings:
     def write_server_record(self, held: ServerHeld) -> None:
         """Write what the program reads of a server."""
         flags = FLOW_FLAGS[int(held.spec.flows)]
-        if self.replies.is_ambiguous(held.number):
+        held.ambiguous = self.replies.is_ambiguous(held.number)
+        if held.ambiguous:
             flags |= abi.SERVER_AMBIGUOUS
         raw = records.server_record(held.spec.endpoint, held.generation, flags, held.source)
         self.mirrors["servers"].put(u32(held.number), raw)
 
     def adopt_server(self, number: int, spec: ServerSpec, generation: int, *, gone: bool, current: bool) -> None:
         """Take a server over from its note."""
-        held = ServerHeld(number, spec, generation, gone, self._source_of(spec.endpoint.address))
+        held = ServerHeld(number, spec, generation, gone)
         self.server_ids.use(number)
         self.servers_by_id[number] = held
         self.same_key.setdefault(spec.key, set()).add(held)
@@ -183,9 +188,9 @@ class Holdings:
     def put_table(self, digest: str, spec: TableSpec, slots: array[int]) -> None:
         """Add a table; one that is there is written again elsewhere, for what it was written to may be damaged."""
         keys = frozenset(member.key for member in spec.members)
-        missing = sorted(keys - self.servers.keys())
+        missing = [key for key in keys if key not in self.servers]
         if missing:
-            raise DataPlaneError(f"table {digest[:8]}: no server {missing[0]}")
+            raise DataPlaneError(f"table {digest[:8]}: no server {min(missing)}")
         members = tuple(self.servers[member.key].number for member in spec.members)
         block = abi.table_block(list(members), slots.tobytes())
         units = len(block) // abi.SLOT_UNIT
@@ -249,7 +254,7 @@ class Holdings:
                 raise DataPlaneError("no id is left for another service: flows still hold those of deleted ones")
             former, held = held, ServiceHeld(self.service_ids.take(), spec)
             self.services[spec.name] = self.services_by_id[held.number] = held
-            self.reset_counters("service", held.number)
+            self._reset_counters("service", held.number, self.service_ids)
         else:
             former = None
         assert held is not None
@@ -262,9 +267,20 @@ class Holdings:
         if before not in {None, spec.table} and before in self.tables:
             self.tables[before].users.discard(spec.name)
         self.claim(held)
+        self.find_sources(held)
         self._write_service(held)
         if former is not None:
             self._succeed(former, held)
+
+    def find_sources(self, held: ServiceHeld) -> None:
+        """Tunnels need an outer source address for every server."""
+        if held.spec.forwarding is not Forwarding.TUNNEL or held.spec.table is None:
+            return
+        for number in self.tables[held.spec.table].members:
+            server = self.servers_by_id[number]
+            if server.source is None:
+                server.source = self._source_of(server.spec.endpoint.address)
+                self.write_server_record(server)
 
     def _write_access(self, held: ServiceHeld, spec: ServiceSpec, *, same: bool) -> None:
         """Another list under another number; the service goes over to it in one step."""
@@ -447,8 +463,9 @@ class Holdings:
             if entry is not None:
                 self.mirrors[name].put(raw, entry.record())
             for number in self.replies.servers_of(key):
-                if number in self.servers_by_id:
-                    self.write_server_record(self.servers_by_id[number])
+                server = self.servers_by_id.get(number)
+                if server is not None and server.ambiguous is not self.replies.is_ambiguous(number):
+                    self.write_server_record(server)
 
     def mark(self, address: IPAddress, bit: int, *, on: bool) -> None:
         """Count a reason why packets of this address matter."""

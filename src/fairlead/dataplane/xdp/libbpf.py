@@ -389,9 +389,10 @@ class BpfMap:
                 return
             if result != -errno.ENOENT:
                 _check(result, f"listing map {self.name}")
+            got_keys, got_values = keys.raw, values.raw  # one copy each
             for index in range(count.value):
-                key = keys.raw[index * self.key_size : (index + 1) * self.key_size]
-                yield key, values.raw[index * self._row : (index + 1) * self._row]
+                key = got_keys[index * self.key_size : (index + 1) * self.key_size]
+                yield key, got_values[index * self._row : (index + 1) * self._row]
             if result == -errno.ENOENT:
                 return
             cursor = following

@@ -39,6 +39,7 @@ class Mirror:
     content: dict[bytes, bytes] = field(default_factory=dict)
     _puts: dict[bytes, bytes] = field(default_factory=dict)
     _deletes: set[bytes] = field(default_factory=set)
+    _changed: set[bytes] = field(default_factory=set)  # of those to be set: keys that the kernel may have
 
     def use(self, kernel: BpfMap) -> None:
         """Work on this map from now on."""
@@ -46,6 +47,8 @@ class Mirror:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key, when flushed."""
+        if self.significant is not None and (key in self.content or key in self._deletes):
+            self._changed.add(key)
         self._deletes.discard(key)
         self._puts[key] = value
         self.content[key] = value
@@ -60,8 +63,9 @@ class Mirror:
         """Write what is set."""
         if self._puts and self.kernel is not None:
             puts, self._puts = self._puts, {}
-            if self.significant is not None:
-                puts = {key: self._merged(key, value) for key, value in puts.items()}
+            for key in self._changed & puts.keys():
+                puts[key] = self._merged(key, puts[key])
+            self._changed.clear()
             if len(puts) > 2:
                 self.kernel.put_many(puts)
             else:
@@ -80,6 +84,7 @@ class Mirror:
         assert self.kernel is not None
         self._puts.clear()
         self._deletes.clear()
+        self._changed.clear()
         self.kernel.put_many(self.content)
 
     def drift(self) -> Drift:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Container
 
 REST_S = 1.0
 _RECENT = 256
@@ -19,6 +20,7 @@ class Ids:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.former: Container[int] = set()  # that were given out before
         self._used: set[int] = set()
         self._next = 1
 
@@ -47,6 +49,8 @@ class Ids:
     def release(self, number: int) -> None:
         """This one is free again."""
         self._used.discard(number)
+        if isinstance(self.former, set):
+            self.former.add(number)
 
 
 class Extents:
