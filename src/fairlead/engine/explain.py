@@ -117,9 +117,7 @@ def _without(present: Present, spec: ServiceSpec, without: str, now: float) -> D
         raise NotFound(unknown("server", without, servers))
     if servers[without].pool != configuration.services[spec.name].pool:
         raise Conflict(f"{without} is no server of service {spec.name}")
-    return derive.desired(
-        configuration, derive.set_admin(configuration, runtime, without, AdminState.DRAIN, now), now
-    )
+    return derive.desired(configuration, derive.set_admin(configuration, runtime, without, AdminState.DRAIN, now), now)
 
 
 def _instead(
