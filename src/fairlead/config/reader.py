@@ -28,6 +28,7 @@ from fairlead.config.expand import expand
 from fairlead.config.findings import Findings, Place, Refused, shown, step
 
 MAX_DEPTH = 32
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_VALUES = 1_000_000  # a file of 8 MiB with 10 000 services of 10 servers has about 700 000
 _SHIFT = 24  # a mark is line << 24 | column, both 0-based; a file of 8 MiB has fewer than 2 ** 24 of either
 NOWHERE = -1 << _SHIFT  # the mark of what stands in no file: line 0
@@ -92,6 +93,9 @@ def _syntax(source: int, error: yaml.MarkedYAMLError, text: str) -> tuple[Place,
     """Place, path and message of a syntax error."""
     problem, context = error.problem or "", error.context or ""
     mark, begin = error.problem_mark or error.context_mark, error.context_mark
+    if "maximum nesting depth" in problem and mark is not None:
+        # libyaml looks ahead for keys and, from 0.2.6 on, gives up at its own limit before we have seen the events.
+        return Place(source, mark.line + 1, mark.column + 1), "", _TOO_DEEP
     lines = text.splitlines() or [""]
     message = f"not valid YAML: {problem}"
     if begin is not None and begin.line < len(lines):
@@ -213,7 +217,7 @@ class _Builder:
                 mark, "a key must be a word, not a mapping or a list; quote a key that begins with `{` or `[`"
             )
         if depth >= MAX_DEPTH:
-            self._give_up(mark, f"nested deeper than {MAX_DEPTH} levels")
+            self._give_up(mark, _TOO_DEEP)
         if event.tag is not None:
             self._tag(event.tag, mark)
         if event.anchor is not None:
