@@ -10,18 +10,21 @@ import platform
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from bench.packet import katran  # noqa: E402
 from bench.packet.harness import Contender, lower_quartile, measure  # noqa: E402
-from bench.packet.rows import ROWS, SERVERS, Row  # noqa: E402
-from fairlead.dataplane.xdp.libbpf import LoadedObject  # noqa: E402
+from bench.packet.katran import check_layout  # noqa: E402
+from bench.packet.opponent import Opponent  # noqa: E402
+from bench.packet.results import Result, report  # noqa: E402
+from bench.packet.rows import ROWS, Row  # noqa: E402
+from fairlead.dataplane.xdp.libbpf import LoadedObject, Program  # noqa: E402
+from fairlead.errors import FairleadError  # noqa: E402
 from support.xdp import (  # noqa: E402
     OUTSIDE,
     Bed,
@@ -33,29 +36,12 @@ from support.xdp import (  # noqa: E402
     sized,
 )
 
-AA_TOLERANCE = 0.01
 PACKETS = 8000
-ZERO = bytes(4)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One measured row; times in ns a packet, harness included."""
-
-    suite: str
-    name: str
-    flows: int
-    floor: float
-    ours: float
-    again: float  # the same program loaded a second time
-    peer: float | None
-    bar: str
-    met: bool | None
-
-    @property
-    def void(self) -> bool:
-        """Whether two equal programs differ by more than is allowed."""
-        return abs(self.again / self.ours - 1) > AA_TOLERANCE
+def entries_for(flows: int) -> int:
+    """Size of a flow table, everybody's: twice the flows, from 65 536 to 2 097 152."""
+    return 1 << max(16, min(2 * flows - 1, 2_097_151).bit_length())
 
 
 class Bench:
@@ -72,8 +58,8 @@ class Bench:
             traffic = row.traffic(flows)
             ifindex = socket.if_nametoindex(OUTSIDE.name)
 
-            def contender(name: str, program: object) -> Contender:
-                made = Contender(name, self.harness, program, traffic, ifindex)  # type: ignore[arg-type]
+            def contender(name: str, program: Program, prepare: Callable[[], None] = lambda: None) -> Contender:
+                made = Contender(name, self.harness, program, traffic, ifindex, prepare=prepare)
                 stack.callback(made.close)
                 return made
 
@@ -82,17 +68,21 @@ class Bench:
                 bed = self._bed(stack, row, flows)
                 racers.append(contender(name, bed.program))
                 self._fill_and_check(row, racers[-1])
-            if self.peer is not None and row.peer:
-                racers.append(contender("peer", self._peer(stack, row, flows)))
-                racers[-1].fill(row.rounds)
+            opponent = self._opponent(stack, row, flows)
+            if opponent:
+                racers.append(contender("peer", opponent.katran.program, opponent.prepare))
+                if row.rounds:
+                    racers[-1].fill(row.rounds)
+                opponent.start()
             taken = {name: lower_quartile(values) for name, values in measure(racers, self.samples, PACKETS).items()}
             for racer in racers[1:3]:
                 self._check(row, racer.last(), racer)
+            if opponent:
+                opponent.check(racers[-1])
             return self._judge(row, flows, taken)
 
     def _bed(self, stack: ExitStack, row: Row, flows: int) -> Bed:
-        entries = 1 << max(16, min(2 * flows - 1, 2_097_151).bit_length())
-        sizes, constants = sized(entries)
+        sizes, constants = sized(entries_for(flows))
         bed = Bed(LoadedObject(program_object(), constants=constants, max_entries=sizes), self.cpu)
         stack.callback(bed.close)
         row.prepare(bed)
@@ -107,14 +97,12 @@ class Bench:
         wanted = (row.verdict, len(racer.traffic.template) + row.grows)
         assert (verdict, len(packet)) == wanted, f"{row.name}: {racer.name} gave {(verdict, len(packet))}, not {wanted}"
 
-    def _peer(self, stack: ExitStack, row: Row, flows: int) -> object:
-        assert self.peer is not None
-        loaded = katran.load(self.peer, flows)
-        stack.callback(loaded.close)
-        servers = [IPv4Address("10.0.1.10") + number for number in range(SERVERS)]
-        protocol = 17 if "UDP" in row.name else 6
-        katran.fill(loaded.maps, IPv4Address("10.0.0.100"), protocol, servers, self.cpu)
-        return katran.program(loaded)
+    def _opponent(self, stack: ExitStack, row: Row, flows: int) -> Opponent | None:
+        if self.peer is None or row.peer is None:
+            return None
+        opponent = Opponent(self.peer, row.peer, entries_for(flows), self.cpu)
+        stack.callback(opponent.katran.close)
+        return opponent
 
     def _judge(self, row: Row, flows: int, taken: dict[str, float]) -> Result:
         floor, ours = taken["floor"], taken["ours"]
@@ -124,18 +112,8 @@ class Bench:
             bar, met = f"<= {most:.2f} x floor", ours / floor <= most
         if row.over is not None:
             bar, met = f"<= floor + {row.over:.0f} ns", ours - floor <= row.over
-        return Result(row.suite, row.name, flows, floor, ours, taken["again"], taken.get("peer"), bar, met)
-
-
-def report(results: list[Result]) -> None:
-    """Print the table."""
-    print(f"{'':4}{'row':30}{'flows':>9}{'floor':>7}{'ours':>7}{'over':>7}{'x floor':>9}{'A/A':>7}{'peer':>7}  bar")
-    for r in results:
-        times = f"{r.floor:7.0f}{r.ours:7.0f}{r.ours - r.floor:7.0f}{r.ours / r.floor:9.2f}{r.again / r.ours:7.3f}"
-        peer = f"{r.peer:7.0f}" if r.peer is not None else f"{'-':>7}"
-        verdict = {None: "", True: "met", False: "MISSED"}[r.met]
-        void = "  (void: A/A differs by more than 1 %)" if r.void else ""
-        print(f"{r.suite:4}{r.name:30}{r.flows:9}{times}{peer}  {r.bar} {verdict}{void}")
+        peer, peer_bar = taken.get("peer"), row.peer.bar if row.peer else None
+        return Result(row.suite, row.name, flows, floor, ours, taken["again"], bar, met, peer, peer_bar)
 
 
 def main() -> int:
@@ -147,6 +125,11 @@ def main() -> int:
     arguments.add_argument("--peer-obj", type=Path, help="Katran's balancer object, built elsewhere")
     arguments.add_argument("--output", type=Path, default=ROOT / "bench/results/packet.json")
     chosen = arguments.parse_args()
+    if chosen.peer_obj:
+        try:
+            check_layout(chosen.peer_obj)
+        except FairleadError as error:
+            arguments.error(str(error))
     cpu = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
     results: list[Result] = []
@@ -165,7 +148,7 @@ def main() -> int:
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     machine = {"kernel": platform.release(), "cpu": platform.processor(), "at": time.strftime("%FT%TZ", time.gmtime())}
     chosen.output.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in results]}, indent=1))
-    return 0 if all(r.met is not False for r in results) else 1
+    return 0 if all(r.met is not False and r.beats is not False for r in results) else 1
 
 
 if __name__ == "__main__":

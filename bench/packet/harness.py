@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from fairlead.dataplane.xdp.libbpf import LoadedObject, Program
 
 GOLDEN = 0.6180339887498949
 SHORT, LONG = 64, 128  # bytes of a template
+ETHERNET = 14
+PORTION = 50_000  # packets of one test run that fills a table
 ZERO = bytes(4)
 
 
@@ -36,6 +38,14 @@ class Traffic:
         """The frame, padded to what the harness restores."""
         return self.frame.ljust(SHORT if len(self.frame) <= SHORT else LONG, b"\0")
 
+    def holds(self, packet: bytes) -> bool:
+        """Whether an IP packet is one of these: the same bytes but for what varies from flow to flow."""
+        wanted, got = bytearray(self.template), bytearray(self.template[:ETHERNET] + packet)
+        if self.flows > 1:
+            for start, size in ((self.address_at, 4), (self.port_at, 2)):
+                wanted[start : start + size] = got[start : start + size] = bytes(size)
+        return wanted == got
+
 
 def stride_of(flows: int) -> int:
     """A step that meets every flow once, and none after its neighbour."""
@@ -46,10 +56,20 @@ def stride_of(flows: int) -> int:
 
 
 class Contender:
-    """A program behind the harness."""
+    """A program behind the harness; ``prepare`` is called before each of its test runs."""
 
-    def __init__(self, name: str, harness: Path, program: Program, traffic: Traffic, ifindex: int) -> None:
-        self.name, self.traffic, self.ifindex = name, traffic, ifindex
+    def __init__(
+        self,
+        name: str,
+        harness: Path,
+        program: Program,
+        traffic: Traffic,
+        ifindex: int,
+        *,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self.traffic, self.ifindex, self.prepare = name, traffic, ifindex, prepare
+        self.sent = 0  # packets, not counting those of `fill`
         self._loaded: list[LoadedObject] = []
         self._fill = self._open(harness, program, 1)
         self._run = self._open(harness, program, stride_of(traffic.flows))
@@ -72,16 +92,23 @@ class Contender:
         return loaded.programs["reset"]
 
     def fill(self, rounds: int = 3) -> tuple[int, bytes]:
-        """Send every flow, in order, ``rounds`` times; verdict and bytes of the last packet."""
-        run = self._fill.run(self.traffic.template, ifindex=self.ifindex, repeat=self.traffic.flows * rounds)
+        """Send every flow, in order, ``rounds`` times (at least once); verdict and bytes of the last packet."""
+        total = self.traffic.flows * rounds
+        for sent in range(0, total, PORTION):
+            self.prepare()
+            run = self._fill.run(self.traffic.template, ifindex=self.ifindex, repeat=min(PORTION, total - sent))
         return run.verdict, run.packet
 
     def sample(self, packets: int) -> int:
         """Mean time of a packet in ns, harness included."""
+        self.prepare()
+        self.sent += packets
         return self._run.run(self.traffic.template, ifindex=self.ifindex, repeat=packets).nanoseconds
 
     def last(self) -> tuple[int, bytes]:
         """Verdict and bytes of one more packet: a program that passes or drops must not look fast."""
+        self.prepare()
+        self.sent += 1
         run = self._run.run(self.traffic.template, ifindex=self.ifindex)
         return run.verdict, run.packet
 

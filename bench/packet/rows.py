@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import ip_address
 
 from bench.packet.harness import Traffic
@@ -35,6 +36,27 @@ SLOTS = 65537
 V4, V6, C4, C6 = "10.0.0.100:80", "[2001:db8::100]:80", "10.64.0.0:1024", "[2001:db8:c::]:1024"
 
 
+class Met(Enum):
+    """What a peer's packets must have met, by its own counters."""
+
+    KNOWN = "a flow in its table"
+    STORED = "no flow, and were stored"
+    NOT_STORED = "no flow, and were not stored"
+    NOTHING = "no service"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a peer is set up for a row; ``bar`` is the most of its time over the floor that ours may take."""
+
+    bar: float
+    met: Met = Met.KNOWN
+    vip: str = "10.0.0.100"
+    protocol: int = TCP
+    server: str = "10.0.1.10"  # the first of SERVERS
+    others: int = 0  # services beside it
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the report.
@@ -48,7 +70,7 @@ class Row:
         flows: The numbers of flows to measure.
         bar: Most times the floor at one flow, and at the largest number of flows.
         over: Most ns over the floor.
-        peer: Whether a peer object is measured beside it.
+        peer: How a peer object is measured beside it.
         rounds: How often every flow is sent before measuring.
     """
 
@@ -61,7 +83,7 @@ class Row:
     flows: tuple[int, ...] = (1,)
     bar: tuple[float, float] | None = None
     over: float | None = None
-    peer: bool = False
+    peer: Peer | None = None
     rounds: int = 3
 
 
@@ -160,22 +182,51 @@ def first_fragment(flows: int) -> Traffic:
 
 NAT, DSR, TUNNEL = abi.Forwarding.NAT, abi.Forwarding.DSR, abi.Forwarding.TUNNEL
 ALL = (1, 1_000, 100_000, 1_000_000)
+MANY = (4_000_000,)
+REAL6 = "2001:db8:1::10"
+STORED, NOT_STORED, ELSEWHERE = Peer(0.9, Met.STORED), Peer(0.9, Met.NOT_STORED), Peer(1.0, Met.NOTHING)
 ROWS = (
     Row("B1", "dsr, TCP established", service(DSR), tcp4(), REDIRECT, flows=ALL, bar=(2.5, 6.25)),
-    Row("B1", "tunnel, TCP established", service(TUNNEL), tcp4(), REDIRECT, 20, ALL, (3.3, 8.25), peer=True),
+    Row("B1", "tunnel, TCP established", service(TUNNEL), tcp4(), REDIRECT, 20, ALL, (3.3, 8.25), peer=Peer(0.7)),
     Row("B1", "nat, TCP established", service(NAT), tcp4(), REDIRECT, flows=ALL, bar=(3.6, 9.0)),
     Row("B1", "fullnat, TCP established", translated, tcp4(), REDIRECT, flows=(1, 1_000)),
-    Row("B2", "tunnel, SYN, stored", service(TUNNEL), tcp4(SYN), REDIRECT, 20, (4_000_000,), rounds=1, peer=True),
-    Row("B2", "tunnel, SYN, brake on", braked, tcp4(SYN), REDIRECT, 20, (4_000_000,), rounds=0, peer=True),
-    Row("B3", "tunnel v6", service(TUNNEL, client=6, server=6), tcp6, REDIRECT, 40, (1, 100_000)),
-    Row("B3", "tunnel 4 in 6", service(TUNNEL, server=6), tcp4(), REDIRECT, 40, (1, 100_000)),
-    Row("B3", "tunnel, UDP", service(TUNNEL, protocol=UDP), udp4, REDIRECT, 20, (1, 100_000), peer=True),
+    Row("B2", "tunnel, SYN, stored", service(TUNNEL), tcp4(SYN), REDIRECT, 20, MANY, rounds=1, peer=STORED),
+    Row("B2", "tunnel, SYN, brake on", braked, tcp4(SYN), REDIRECT, 20, MANY, rounds=0, peer=NOT_STORED),
+    Row(
+        "B3",
+        "tunnel v6",
+        service(TUNNEL, client=6, server=6),
+        tcp6,
+        REDIRECT,
+        40,
+        (1, 100_000),
+        peer=Peer(1.0, vip="2001:db8::100", server=REAL6),
+    ),
+    Row(
+        "B3",
+        "tunnel 4 in 6",
+        service(TUNNEL, server=6),
+        tcp4(),
+        REDIRECT,
+        40,
+        (1, 100_000),
+        peer=Peer(1.0, server=REAL6),
+    ),
+    Row("B3", "tunnel, UDP", service(TUNNEL, protocol=UDP), udp4, REDIRECT, 20, ALL, peer=Peer(0.7, protocol=UDP)),
     Row("B4", "echo answered", service(NAT), echo, TX),
     Row("B4", "fragmentation needed, nat", service(NAT), needed, REDIRECT),
     Row("B4", "IP options, nat", service(NAT), options, REDIRECT),
     Row("B4", "first fragment, nat", service(NAT, protocol=UDP), first_fragment, REDIRECT),
-    Row("B5", "not for a VIP, 1 VIP", many_vips(1), unrelated, PASS, flows=(1_000,), peer=True),
-    Row("B5", "not for a VIP, 512 VIPs", many_vips(512), unrelated, PASS, flows=(1_000,)),
+    Row("B5", "not for a VIP, 1 VIP", many_vips(1), unrelated, PASS, flows=(1_000,), peer=ELSEWHERE),
+    Row(
+        "B5",
+        "not for a VIP, 512 VIPs",
+        many_vips(512),
+        unrelated,
+        PASS,
+        flows=(1_000,),
+        peer=Peer(1.0, Met.NOTHING, others=511),
+    ),
     Row("B5", "not for a VIP, 10 000 VIPs", many_vips(10_000), unrelated, PASS, flows=(1_000,)),
     Row("B6", "nat reply", replies, reply4, TX, flows=(1, 100_000), over=150),
 )
