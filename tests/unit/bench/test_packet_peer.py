@@ -77,6 +77,14 @@ def test_anything_else_is_not_delivered(spoil: Callable[[bytes], bytes], why: st
         delivered(spoil(tunnelled(inner4(), SERVERS4[0])), traffic(), SERVERS4)
 
 
+@pytest.mark.parametrize("at", [12, 14, 18])
+def test_an_outer_header_of_ipv6_must_be_whole_too(at: int) -> None:
+    sent = bytearray(tunnelled(inner4(), SERVERS6[0]))
+    sent[at] ^= 0x80
+    with pytest.raises(AssertionError, match="not a tunnelled packet"):
+        delivered(bytes(sent), traffic(), SERVERS6)
+
+
 def test_a_flow_is_known_by_addresses_in_sixteen_bytes_ports_and_protocol() -> None:
     e = ends(C4, V4)
     assert flow_key(packet(e, UDP, udp(e))) == (
