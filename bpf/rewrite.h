@@ -132,25 +132,24 @@ static __always_inline __u32 spread_of(const struct packet *p)
 	return mix_flow(fold_addr(&p->src, p->family), p->fragment == WHOLE ? (__u32)p->dport << 16 | p->sport : 0);
 }
 
-/* IP in IP (RFC 2003, RFC 2473): DF set, so that no router fragments; ECN copied as RFC 6040 wants it. */
+/*
+ * IP in IP (RFC 2003, RFC 2473): DF set, so that no router fragments; ECN copied as RFC 6040 wants it. The words are
+ * made and summed in registers: bytes and halves that are read back as words are waited for, about 12 ns.
+ */
 static __always_inline void write_outer4(struct iphdr *ip, const struct fl_server *server, __u32 spread, __u32 ip_len,
 					 __u8 tos, __u8 proto)
 {
-	__u64 sum;
+	__u32 version_length = bpf_htonl(0x45u << 24 | (__u32)tos << 16 | (__u16)(ip_len + sizeof(*ip)));
+	__u32 id_fragment = bpf_htonl(IP_DF), ttl_proto = bpf_htonl(OUTER_TTL << 24 | (__u32)proto << 16);
+	__u32 saddr = server->source.word[3] ^ (spread & server->spread), daddr = server->addr.word[3];
+	__u32 *word = (__u32 *)ip;
+	__sum16 check = ~fold((__u64)version_length + id_fragment + ttl_proto + saddr + daddr);
 
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->tos = tos;
-	ip->tot_len = bpf_htons(ip_len + sizeof(*ip));
-	ip->id = 0;
-	ip->frag_off = bpf_htons(IP_DF);
-	ip->ttl = OUTER_TTL;
-	ip->protocol = proto;
-	ip->check = 0;
-	ip->saddr = server->source.word[3] ^ (spread & server->spread);
-	ip->daddr = server->addr.word[3];
-	sum = (__u64)((__u32 *)ip)[0] + ((__u32 *)ip)[1] + ((__u32 *)ip)[2] + ip->saddr + ip->daddr;
-	ip->check = ~fold(sum);
+	word[0] = version_length;
+	word[1] = id_fragment;
+	word[2] = ttl_proto | (__u32)check << 16;
+	word[3] = saddr;
+	word[4] = daddr;
 }
 
 static __always_inline int outer4(struct xdp_md *ctx, __u32 l3, const struct packet *p, const struct fl_server *server)
