@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from bench.packet.harness import Contender, lower_quartile, measure  # noqa: E402
+from bench.packet.harness import Contender, Traffic, lower_quartile, measure  # noqa: E402
 from bench.packet.katran import check_layout  # noqa: E402
 from bench.packet.opponent import Opponent  # noqa: E402
 from bench.packet.results import Result, report  # noqa: E402
@@ -64,6 +64,7 @@ class Bench:
                 return made
 
             racers = [contender("floor", self.floors.programs["swap_macs"])]
+            racers.append(contender("access", self._access(stack, traffic, flows)))
             for name in ("ours", "again"):
                 bed = self._bed(stack, row, flows)
                 racers.append(contender(name, bed.program))
@@ -75,11 +76,18 @@ class Bench:
                     racers[-1].fill(row.rounds)
                 opponent.start()
             taken = {name: lower_quartile(values) for name, values in measure(racers, self.samples, PACKETS).items()}
-            for racer in racers[1:3]:
+            for racer in racers[2:4]:
                 self._check(row, racer.last(), racer)
             if opponent:
                 opponent.check(racers[-1])
             return self._judge(row, flows, taken)
+
+    def _access(self, stack: ExitStack, traffic: Traffic, flows: int) -> Program:
+        """The floor with one access to as much memory as a flow table of this size has."""
+        entries = entries_for(flows)
+        constants = {"memory_mask": entries - 1, "address_at": traffic.address_at, "port_at": traffic.port_at}
+        loaded = stack.enter_context(LoadedObject(self.harness, constants=constants, max_entries={"memory": entries}))
+        return loaded.programs["one_access"]
 
     def _bed(self, stack: ExitStack, row: Row, flows: int) -> Bed:
         sizes, constants = sized(entries_for(flows))
@@ -113,7 +121,9 @@ class Bench:
         if row.over is not None:
             bar, met = f"<= floor + {row.over:.0f} ns", ours - floor <= row.over
         peer, peer_bar = taken.get("peer"), row.peer.bar if row.peer else None
-        return Result(row.suite, row.name, flows, floor, ours, taken["again"], bar, met, peer, peer_bar)
+        return Result(
+            row.suite, row.name, flows, floor, taken["access"], ours, taken["again"], bar, met, peer, peer_bar
+        )
 
 
 def main() -> int:

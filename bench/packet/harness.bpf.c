@@ -85,8 +85,7 @@ int drop_all(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-SEC("xdp")
-int swap_macs(struct xdp_md *ctx)
+static __always_inline int swap(struct xdp_md *ctx)
 {
 	__u16 *words = (void *)(long)ctx->data, saved[3];
 
@@ -96,6 +95,48 @@ int swap_macs(struct xdp_md *ctx)
 	__builtin_memcpy(words, words + 3, 6);
 	__builtin_memcpy(words + 3, saved, 6);
 	return XDP_TX;
+}
+
+SEC("xdp")
+int swap_macs(struct xdp_md *ctx)
+{
+	return swap(ctx);
+}
+
+/* An entry of a flow table, and as many as that has. */
+struct place {
+	__u64 word[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct place);
+} memory SEC(".maps");
+
+const volatile __u32 memory_mask = 65535;
+
+/* The floor of whatever remembers flows: one entry that the flow chooses says what becomes of the packet. */
+SEC("xdp")
+int one_access(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	struct place *place;
+	__u64 hash;
+	__u32 index;
+
+	if (address_at > 60 || port_at > 62 || data + 64 > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+	hash = (__u64)*(__u32 *)(data + address_at) << 16 | *(__u16 *)(data + port_at);
+	hash = hash * 0xBF58476D1CE4E5B9ull;
+	hash = (hash ^ hash >> 32) * 0x94D049BB133111EBull;
+	index = hash >> 32 & memory_mask;
+	place = bpf_map_lookup_elem(&memory, &index);
+	if (!place || place->word[1])
+		return XDP_DROP;
+	place->word[0]++;
+	return swap(ctx);
 }
 
 char _license[] SEC("license") = "GPL";

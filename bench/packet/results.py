@@ -17,6 +17,7 @@ class Result:
     name: str
     flows: int
     floor: float
+    access: float  # the floor with one access to as much memory as the flow table has
     ours: float
     again: float  # the same program loaded a second time
     bar: str
@@ -44,11 +45,12 @@ def report(results: Sequence[Result]) -> None:
     """Print the table."""
     verdicts = {None: "", True: " met", False: " MISSED"}
     print(
-        f"{'':4}{'row':30}{'flows':>9}{'floor':>7}{'ours':>7}{'over':>7}{'x floor':>9}{'A/A':>7}"
+        f"{'':4}{'row':30}{'flows':>9}{'floor':>7}{'access':>8}{'ours':>7}{'over':>7}{'x floor':>9}{'A/A':>7}"
         f"{'peer':>7}{'share':>7}  bars"
     )
     for r in results:
-        times = f"{r.floor:7.0f}{r.ours:7.0f}{r.ours - r.floor:7.0f}{r.ours / r.floor:9.2f}{r.again / r.ours:7.3f}"
+        times = f"{r.floor:7.0f}{r.access:8.0f}{r.ours:7.0f}{r.ours - r.floor:7.0f}"
+        times += f"{r.ours / r.floor:9.2f}{r.again / r.ours:7.3f}"
         peer, bars = f"{'-':>7}{'-':>7}", []
         if r.bar:
             bars.append(r.bar + verdicts[r.met])

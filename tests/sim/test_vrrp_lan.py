@@ -198,7 +198,7 @@ def schedules(draw: st.DrawFn) -> tuple[list[tuple[int, bool, float]], list[Trou
 
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schedules())
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_after_heal_there_is_one_active_router_in_each_part(
     plan: tuple[list[tuple[int, bool, float]], list[Trouble], int, float, float],
 ) -> None:

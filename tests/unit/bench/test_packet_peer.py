@@ -117,9 +117,9 @@ def test_a_map_of_another_layout_is_refused_with_both_layouts(monkeypatch: pytes
 
 
 def test_our_share_of_a_peers_time_counts_from_the_floor() -> None:
-    won = Result("B1", "row", 1, 50.0, 120.0, 120.0, "", None, 150.0, 0.7)
+    won = Result("B1", "row", 1, 50.0, 55.0, 120.0, 120.0, "", None, 150.0, 0.7)
     assert won.share == pytest.approx(0.7)
     assert won.beats is True
-    assert Result("B1", "row", 1, 50.0, 121.0, 121.0, "", None, 150.0, 0.7).beats is False
-    alone = Result("B1", "row", 1, 50.0, 120.0, 120.0, "", None)
+    assert Result("B1", "row", 1, 50.0, 55.0, 121.0, 121.0, "", None, 150.0, 0.7).beats is False
+    alone = Result("B1", "row", 1, 50.0, 55.0, 120.0, 120.0, "", None)
     assert (alone.share, alone.beats) == (None, None)
