@@ -8,7 +8,7 @@
 #ifndef FAIRLEAD_CHECKSUM_H
 #define FAIRLEAD_CHECKSUM_H
 
-#include "common.h"
+#include "inet.h"
 
 static __always_inline __u16 fold(__u64 sum)
 {

@@ -10,9 +10,6 @@
 
 #define MAX_TAGS 2
 #define MAX_EXTENSIONS 6
-#define IP_DF 0x4000
-#define IP_MF 0x2000
-#define IP_OFFSET 0x1fff
 
 enum parsed { PARSED_FLOW, PARSED_LATER, PARSED_ICMP, PARSED_OTHER, PARSED_BAD };
 

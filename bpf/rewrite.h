@@ -5,9 +5,8 @@
 
 #include "checksum.h"
 #include "common.h"
+#include "outer.h"
 #include "parse.h"
-
-#define OUTER_TTL 64
 
 /* The link header at the start of the frame, with the `keep` bytes of VLAN tags the frame came with. */
 static __always_inline int link_header(struct xdp_md *ctx, const struct packet *p, const __u8 *dmac, const __u8 *smac,
@@ -118,38 +117,9 @@ static __always_inline int rewrite(struct xdp_md *ctx, const struct packet *p, c
 	return p->fragment == LATER_FRAGMENT ? 0 : rewrite_ports(ctx, p->l4, p, r);
 }
 
-/* Bits that vary by flow and by nothing else, for those who spread by outer header alone (as MurmurHash3 mixes). */
-static __always_inline __u32 mix_flow(__u32 address, __u32 ports)
-{
-	__u32 mix = address * 0x9E3779B1u;
-
-	mix = (mix ^ mix >> 15 ^ ports) * 0x85EBCA6Bu;
-	return mix ^ mix >> 13;
-}
-
 static __always_inline __u32 spread_of(const struct packet *p)
 {
 	return mix_flow(fold_addr(&p->src, p->family), p->fragment == WHOLE ? (__u32)p->dport << 16 | p->sport : 0);
-}
-
-/*
- * IP in IP (RFC 2003, RFC 2473): DF set, so that no router fragments; ECN copied as RFC 6040 wants it. The words are
- * made and summed in registers: bytes and halves that are read back as words are waited for, about 12 ns.
- */
-static __always_inline void write_outer4(struct iphdr *ip, const struct fl_server *server, __u32 spread, __u32 ip_len,
-					 __u8 tos, __u8 proto)
-{
-	__u32 version_length = bpf_htonl(0x45u << 24 | (__u32)tos << 16 | (__u16)(ip_len + sizeof(*ip)));
-	__u32 id_fragment = bpf_htonl(IP_DF), ttl_proto = bpf_htonl(OUTER_TTL << 24 | (__u32)proto << 16);
-	__u32 saddr = server->source.word[3] ^ (spread & server->spread), daddr = server->addr.word[3];
-	__u32 *word = (__u32 *)ip;
-	__sum16 check = ~fold((__u64)version_length + id_fragment + ttl_proto + saddr + daddr);
-
-	word[0] = version_length;
-	word[1] = id_fragment;
-	word[2] = ttl_proto | (__u32)check << 16;
-	word[3] = saddr;
-	word[4] = daddr;
 }
 
 static __always_inline int outer4(struct xdp_md *ctx, __u32 l3, const struct packet *p, const struct fl_server *server)
@@ -165,18 +135,10 @@ static __always_inline int outer4(struct xdp_md *ctx, __u32 l3, const struct pac
 static __always_inline int outer6(struct xdp_md *ctx, __u32 l3, const struct packet *p, const struct fl_server *server)
 {
 	struct ipv6hdr *ip = at(ctx, l3, sizeof(*ip));
-	__u32 spread = spread_of(p);
 
 	if (!ip)
 		return -1;
-	/* Version, traffic class, and the flow label by which routers and servers spread (RFC 6438). */
-	*(__be32 *)ip = bpf_htonl(6u << 28 | (__u32)p->tos << 20 | (spread & 0xfffff));
-	ip->payload_len = bpf_htons(p->ip_len);
-	ip->nexthdr = p->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;
-	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(&ip->saddr, &server->source, sizeof(server->source));
-	ip->saddr.s6_addr32[3] ^= spread & server->spread;
-	__builtin_memcpy(&ip->daddr, &server->addr, sizeof(server->addr));
+	write_outer6(ip, server, spread_of(p), p->ip_len, p->tos, p->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6);
 	return 0;
 }
 
