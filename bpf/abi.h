@@ -292,6 +292,40 @@ struct fl_cpu {
 	__u32 reserved;
 };
 
+/*
+ * Probes that take the way of a service's packets (ways.bpf.c, which shares no map with the XDP program). Such a
+ * probe is addressed to the server itself, so that the stack finds the next hop, and its packets bear a mark: the
+ * number of their way. They leave as the XDP program would send them; what the VIP answers is turned back.
+ */
+#define FL_WAY_MARK 0x464c0000u /* "FL", and the number in the lower half */
+#define FL_WAY_MARKS 0xffff0000u
+
+/* ways, by mark */
+struct fl_way {
+	struct fl_server server; /* without port, generation and flags */
+	struct fl_addr vip;
+	struct fl_addr near; /* what a probe comes from if the VIP is of the other address family than the server */
+	__be16 port;	     /* of the VIP; probes have it from the start */
+	__u8 family;	     /* of the VIP */
+	__u8 proto;
+	__u8 forwarding;
+	__u8 zero[3];
+	__u64 packets; /* that took it */
+};
+
+/* asked -> fl_asker: whose answer it is that the VIP sends there */
+struct fl_asked {
+	struct fl_addr near, vip;
+	__be16 near_port, port;
+	__u8 proto;
+	__u8 zero[3];
+};
+
+struct fl_asker {
+	struct fl_addr own; /* the probe's address as its socket knows it */
+	__u32 mark;
+};
+
 struct fl_hop { /* what bpf_fib_lookup said of an address */
 	struct fl_addr dst;
 	__u32 asked;

@@ -31,6 +31,8 @@ NUMBERS = {
     "FL_SERVER_AMBIGUOUS": abi.SERVER_AMBIGUOUS,
     "FL_REPLY_AMBIGUOUS": abi.REPLY_AMBIGUOUS,
     "FL_REPLY_GUESS": abi.REPLY_GUESS,
+    "FL_WAY_MARK": abi.WAY_MARK,
+    "FL_WAY_MARKS": abi.WAY_MARKS,
     "FL_NEAR_VIP": abi.NEAR_VIP,
     "FL_NEAR_SERVER": abi.NEAR_SERVER,
     "FL_COUNTERS": len(abi.Counter),
@@ -40,9 +42,11 @@ NUMBERS = {
 
 
 def c_path(record: type[abi.Record], member: str) -> str:
-    """The member as C names it: those of struct fl_flow stand inside."""
+    """The member as C names it: those of struct fl_flow and struct fl_server stand inside."""
     if record in (abi.Flow4, abi.Flow6):
         return member if member in ("src", "dst", "sport", "dport") else f"flow.{member}"
+    if record is abi.WayRecord and member in ("addr", "server_family", "source", "spread"):
+        return f"server.{member.removeprefix('server_')}"
     return member
 
 
@@ -84,7 +88,7 @@ def test_layouts(compiled: dict[str, int], record: type[abi.Record]) -> None:
 
 
 def test_every_struct_is_covered() -> None:
-    assert len(RECORDS) == 14
+    assert len(RECORDS) == 17
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "0.0.0.0", "255.255.255.255", "2001:db8::1", "::1"])

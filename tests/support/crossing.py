@@ -25,7 +25,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.dataplane.xdp import abi, kernel
+from fairlead.dataplane.xdp import abi, kernel, ways
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
 from support.netns import Lan, Node, ip, lan
 from support.processes import UnixConnection
@@ -57,6 +57,7 @@ class Server:
     node: Node
     name: str
     programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    decapsulation: Link | None = None
 
     def start(self, directory: Path, port: int = 8080, listens: tuple[str, ...] = ("0.0.0.0", "::")) -> None:
         """Nginx at ``port`` of these addresses: ``/`` tells the name, ``/data/`` is a directory."""
@@ -84,13 +85,14 @@ class Server:
             }}
             """)
         )
-        self._run(home, "nginx", "-c", str(home / "nginx.conf"), "-p", str(home))
+        self.run(home, "nginx", "-c", str(home / "nginx.conf"), "-p", str(home))
 
     def echo(self, directory: Path, at: str, port: int) -> None:
         """A UDP echo that puts the name before what it got."""
-        self._run(directory, sys.executable, "-c", UDP_ECHO, self.name, at, str(port))
+        self.run(directory, sys.executable, "-c", UDP_ECHO, self.name, at, str(port))
 
-    def _run(self, home: Path, *command: str) -> None:
+    def run(self, home: Path, *command: str) -> None:
+        """Run a program until the server is killed; what it says is in ``home``."""
         with (home / f"{self.name}.log").open("ab") as log:
             self.programs.append(subprocess.Popen(inside_of(self.node, *command), stdout=log, stderr=log))
 
@@ -112,12 +114,13 @@ class Daemon:
         self.socket = directory / "api.sock"
         self.log = directory / "daemon.log"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.with_rights: tuple[str, ...] = ()  # a command that runs the agent with others than ours
 
     def start(self) -> None:
         """Start, and wait until it serves."""
         with self.log.open("ab") as log:
             self.agent = subprocess.Popen(
-                inside_of(self.node, *PROGRAM, "run", str(self.file), "--socket", str(self.socket)),
+                inside_of(self.node, *self.with_rights, *PROGRAM, "run", str(self.file), "--socket", str(self.socket)),
                 stdout=log,
                 stderr=log,
             )
@@ -257,6 +260,16 @@ class Crossing:
         self.servers[name] = Server(node, name)
         return self.servers[name]
 
+    def add_beside(self, name: str, number: int, *vips: str) -> Server:
+        """A server with the VIPs on lo, at 10.0.1.NUMBER of the inside; it answers clients on the outside itself."""
+        server = self.add_near(name, *vips)
+        node = server.node
+        self.net.connect(node, "eth1", f"q-{name}", "br1")
+        self._address(node, "eth1", f"10.0.1.{number}/24")
+        self._quiet(node, "eth1")
+        self._sysctl(node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
+        return server
+
     def add_far(self, name: str, number: int, *vips: str) -> Server:
         """A server behind a router, in 10.0.NUMBER.0/24 and fd00:NUMBER::/64, that takes tunnelled packets out."""
         server = self.add_near(name, *vips)
@@ -270,8 +283,16 @@ class Crossing:
         self.balancer.ip("route", "add", f"10.0.{number}.0/24", "via", f"10.0.1.{200 + number}")
         self.balancer.ip("route", "add", f"fd00:{number}::/64", "via", f"fd00:1::{200 + number:x}")
         self._sysctl(node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
-        self._attach(node, "eth1", "decapsulate")
+        server.decapsulation = self._attach(node, "eth1", "decapsulate")
         return server
+
+    def decapsulate(self, server: Server, *, on: bool) -> None:
+        """Let a far server take packets out of tunnels, or not."""
+        assert server.decapsulation is not None
+        wanted, other = ("decapsulate", "pass_all") if on else ("pass_all", "decapsulate")
+        with in_namespace(server.node.namespace):
+            loaded = next(it for it in self._programs if it.programs[other].id == server.decapsulation.state()[0])
+            server.decapsulation.replace(loaded.programs[wanted], loaded.programs[other])
 
     def ready(self) -> None:
         """Everything is connected: let frames through that the program sends."""
@@ -298,13 +319,14 @@ class Crossing:
         if any(name.startswith(f"{port}@") for name in names):
             self._attach(self.net, port, "pass_all")
 
-    def _attach(self, where: Node | Lan, interface: str, program: str) -> None:
+    def _attach(self, where: Node | Lan, interface: str, program: str) -> Link:
         namespace = where.namespace if isinstance(where, Node) else where.name
         with in_namespace(namespace):
             loaded = LoadedObject(bed_object())
             self._programs.append(loaded)
             index = kernel.interfaces()[interface]
             self._stubs.append(Link.attach(loaded.programs[program], index, XDP_NATIVE))
+        return self._stubs[-1]
 
     def curl(self, url: str, *options: str, client: Node | None = None, check: bool = True) -> str:
         """What a client gets; an empty text when it gets nothing and nothing is checked."""
@@ -334,6 +356,7 @@ class Crossing:
         for loaded in self._programs:
             loaded.close()
         with in_namespace(self.balancer.namespace):
+            ways.cleanup()
             kernel.cleanup()
 
 

@@ -4,6 +4,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -46,6 +47,19 @@ int decapsulate(struct xdp_md *ctx)
 		return XDP_DROP;
 	*(struct ethhdr *)data = saved;
 	return XDP_PASS;
+}
+
+/* Programs of tc that are not ours: one looks on, one ends the search for others. */
+SEC("tc")
+int watch(struct __sk_buff *skb)
+{
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int end_here(struct __sk_buff *skb)
+{
+	return TC_ACT_OK;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -206,7 +206,7 @@ def _probes(health: tuple[HealthView, ...]) -> Iterator[Metric]:
     failures: Samples = {}
     until: Samples = {}
     for target in health:
-        key = (target.address, target.type)
+        key = (target.address, target.type, target.through or "")
         up[key] = min(up.get(key, 1.0), float(target.verdict == "up"))
         if target.last_duration_s is not None:
             duration[key] = max(duration.get(key, 0.0), target.last_duration_s)
@@ -214,7 +214,7 @@ def _probes(health: tuple[HealthView, ...]) -> Iterator[Metric]:
             until[key] = min(until.get(key, target.certificate_until_at), target.certificate_until_at)
         total[key] = total.get(key, 0.0) + target.probes_total
         failures[key] = failures.get(key, 0.0) + target.failures_total
-    labels = ["address", "type"]
+    labels = ["address", "type", "through"]
     yield _gauge("probe_up", "1 while the probes of a target say up.", labels, up)
     yield _gauge("probe_duration_seconds", "How long the last probe of a target took.", labels, duration)
     text = "End of the certificate that a probe over TLS saw last, in seconds since the Unix epoch."

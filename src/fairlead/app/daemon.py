@@ -116,13 +116,13 @@ class _Run:
         )
         packets = XdpDataPlane(
             settings=daemon.loaded.configuration.xdp,
-            programs=Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o"),
+            programs=Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o", NATIVE / "ways.bpf.o"),
             build_table=tables.build,
             on_event=self._dataplane_event,
         )
         dataplane = CombinedDataPlane(proxy, packets)
         monitor = Monitor(
-            probe,
+            lambda target: probe(target, dataplane),
             concurrency=min(MOST_PROBES, _raise_descriptor_limit() // 2),
             clock=time.monotonic,
             wall_clock=time.time,

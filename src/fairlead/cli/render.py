@@ -65,12 +65,13 @@ def servers(views: Iterable[View], now: float) -> Iterator[Row]:
 
 def health(views: Iterable[View], now: float) -> Iterator[Row]:
     """One line per probed target."""
-    yield heads("Address", "Type", "Pools", "Verdict", "Since", ">Streak", ">Probes", ">Failures", "Last", "Took",
-                "Why")  # fmt: skip
+    yield heads("Address", "Through", "Type", "Pools", "Verdict", "Since", ">Streak", ">Probes", ">Failures", "Last",
+                "Took", "Why")  # fmt: skip
     for view in views:
         took = view["last_duration_s"]
         yield [
-            text(view["address"]), text(view["type"]), text(",".join(view["pools"])), mark(view["verdict"]),
+            text(view["address"]), text(view["through"]), text(view["type"]), text(",".join(view["pools"])),
+            mark(view["verdict"]),
             text(_ago(view["since_at"], now)), number(view["streak"]), number(view["probes_total"]),
             number(view["failures_total"]), text(_ago(view["last_probe_at"], now)),
             text(None if took is None else duration(took)), last(_reason(view["reason"], view["detail"])),

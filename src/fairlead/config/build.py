@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 
 from fairlead.config.forms import parse_vip
@@ -12,7 +13,8 @@ from fairlead.config.schema import node as nodes
 from fairlead.config.schema import pool as pools
 from fairlead.config.schema import service as services
 from fairlead.config.schema.document import Draft
-from fairlead.config.schema.health import Dns, Exec, Grpc, Http, Https, Monitor, Rcode, Tls, Udp
+from fairlead.config.schema.health import Dns, Exec, Grpc, Http, Https, Monitor, Rcode, Through, Tls, Udp
+from fairlead.config.through import passages
 from fairlead.model.configuration import ApiSettings, Configuration
 from fairlead.model.net import Prefix, Protocol
 from fairlead.model.pool import (
@@ -41,7 +43,7 @@ def build(draft: Draft, digest: str) -> Configuration:
     seed = settings.hash_seed
     return Configuration(
         services={name: _service(name, service) for name, service in draft.services.items()},
-        pools={name: _pool(name, pool) for name, pool in draft.pools.items()},
+        pools={name: _pool(name, pool, draft) for name, pool in draft.pools.items()},
         vips=tuple(_vip(address, vip) for address, vip in draft.vips.items()),
         vrrp={name: _instance(name, instance) for name, instance in draft.vrrp.items()},
         xdp=_xdp(settings.xdp),
@@ -125,11 +127,11 @@ def _instance(name: str, instance: nodes.Vrrp) -> VrrpInstance:
     )
 
 
-def _pool(name: str, pool: pools.Pool) -> Pool:
+def _pool(name: str, pool: pools.Pool, draft: Draft) -> Pool:
     return Pool(
         name=name,
         servers=tuple(pool.servers),
-        monitors=tuple(_monitor(monitor) for monitor in pool.health),
+        monitors=tuple(each for monitor in pool.health for each in _monitors(monitor, name, draft)),
         slow_start_s=pool.slow_start,
         drain_timeout_s=pool.drain_timeout,
         quorum=pool.quorum,
@@ -157,6 +159,15 @@ def _agent(part: pools.Agent | None) -> HealthMonitor | None:
 
 def _passive(part: pools.Passive | None) -> PassiveCheck | None:
     return None if part is None else PassiveCheck(part.failures, part.interval, part.eject, part.max_ejected)
+
+
+def _monitors(monitor: Monitor, pool: str, draft: Draft) -> list[HealthMonitor]:
+    """The one that is written, or one for each service whose way it takes."""
+    one = _monitor(monitor)
+    if monitor.through is not Through.SERVICE:
+        return [one]
+    ways = dict.fromkeys(passages(monitor, pool, draft))
+    return [replace(one, port=None, through=passage) for passage in ways]
 
 
 def _monitor(monitor: Monitor) -> HealthMonitor:

@@ -10,10 +10,11 @@ from typing import Any
 from fairlead.config.findings import Findings, Place, shown
 from fairlead.config.forms import NAME
 from fairlead.config.schema.document import Draft
-from fairlead.config.schema.health import Dns, Exec, Grpc, Monitor, Tcp, Tls, Udp
+from fairlead.config.schema.health import Dns, Exec, Grpc, Monitor, Tcp, Through, Tls, Udp
 from fairlead.config.schema.node import Vrrp
 from fairlead.config.schema.pool import Pool
 from fairlead.config.schema.service import PROXY_ONLY, UDP_NOT, Service
+from fairlead.config.through import faults
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.net import Endpoint, IPAddress, Listen, Protocol
 from fairlead.model.service import Engine, Forwarding, ProxyHeader, Scheduler
@@ -212,7 +213,11 @@ class _Checks:
         tls = getattr(monitor, "tls", None)
         if isinstance(tls, Tls):
             self._tls((*loc, "tls"), tls)
-        portless = isinstance(monitor, (Tcp, Grpc, Udp, Dns)) and monitor.port is None
+        if len(self._draft.services) == len(self._tree.named["services"]):  # else the one that it needs may be wrong
+            for key, message in faults(monitor, str(loc[1]), self._draft):
+                self._error((*loc, key), message)
+        direct = monitor.through is Through.DIRECT
+        portless = direct and isinstance(monitor, (Tcp, Grpc, Udp, Dns)) and monitor.port is None
         for index, server in enumerate(pool.servers):
             where = self._tree.locate(("pools", loc[1], "servers", index))[1]
             if portless and server.endpoint.port == 0:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from fairlead.config.findings import Findings
 from fairlead.config.schema.document import Draft
-from fairlead.config.schema.health import Through
 from fairlead.config.tree import Loc, Tree
 from fairlead.model.service import Engine
 
@@ -33,7 +32,6 @@ class Gap(NamedTuple):
 
 NAMED_GAPS: dict[str, tuple[Gap, ...]] = {
     "services": (Gap(("engine",), "forwarding by IPVS", (Engine.LVS,)),),
-    "pools": (Gap(("health", "*", "through"), "probing through the service", (Through.SERVICE,)),),
 }
 
 SECTION_GAPS: tuple[str, ...] = ("bgp",)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
 from fairlead.model.reasons import RejectReason
 from fairlead.model.state import ObservedState, Plan
@@ -92,6 +93,15 @@ class DataPlane(Protocol):
 
     def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go: services are offered there whether or not this host holds them now."""
+
+    async def set_ways(self, ways: frozenset[Way]) -> None:
+        """Let marked packets take exactly these ways of services to servers; ``mark_of`` says what prevents it."""
+
+    def mark_of(self, way: Way) -> int:
+        """What packets bear (SO_MARK) that take this way; raises FairleadError with what to do when they cannot."""
+
+    def packets_of(self, way: Way) -> int:
+        """How many packets have taken this way so far."""
 
     async def observe(self) -> ObservedState:
         """Read back what the data plane holds now."""

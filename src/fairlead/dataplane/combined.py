@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from fairlead.dataplane.base import Counters, DataPlane, Explanation, FlowFilter
 from fairlead.errors import DataPlaneError
+from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
 from fairlead.model.service import Forwarding
 from fairlead.model.state import (
@@ -104,6 +105,18 @@ class CombinedDataPlane:
         """Addresses that come and go."""
         for it in self._planes.values():
             it.plane.set_vips(vips)
+
+    async def set_ways(self, ways: frozenset[Way]) -> None:
+        """They are those of services in the kernel."""
+        await self._planes[PACKETS].plane.set_ways(ways)
+
+    def mark_of(self, way: Way) -> int:
+        """By the packets' plane."""
+        return self._planes[PACKETS].plane.mark_of(way)
+
+    def packets_of(self, way: Way) -> int:
+        """By the packets' plane."""
+        return self._planes[PACKETS].plane.packets_of(way)
 
     async def start(self) -> None:
         """Start both; the packets' plane first, for what it adopted forwards already."""

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
-from fairlead.errors import ContractViolation, DataPlaneError
+from fairlead.errors import ContractViolation, DataPlaneError, UnsupportedFeature
+from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
 from fairlead.model.state import ForwardingState, ObservedState, Op, Plan
 from fairlead.model.views import FlowPage, FlowView
@@ -27,6 +28,7 @@ class MemoryDataPlane:
         totals: What ``counters`` returns.
         connections: What ``flows`` lists.
         running: Between ``start`` and ``stop`` or ``detach``.
+        ways: What ``set_ways`` was given.
     """
 
     def __init__(self, state: ForwardingState | None = None) -> None:
@@ -35,6 +37,7 @@ class MemoryDataPlane:
         self.totals = Counters()
         self.connections: list[FlowView] = []
         self.running = False
+        self.ways: frozenset[Way] = frozenset()
         self._faults: deque[tuple[int, str]] = deque()
         self._seen = 0
 
@@ -57,6 +60,18 @@ class MemoryDataPlane:
 
     def set_vips(self, vips: frozenset[Vip]) -> None:
         """Every address will do here."""
+
+    async def set_ways(self, ways: frozenset[Way]) -> None:
+        """Remember them."""
+        self.ways = ways
+
+    def mark_of(self, way: Way) -> int:
+        """Raise UnsupportedFeature: nothing is sent here."""
+        raise UnsupportedFeature(f"probing through {way.passage.vip}", "this data plane forwards nothing")
+
+    def packets_of(self, way: Way) -> int:  # noqa: ARG002
+        """None."""
+        return 0
 
     async def start(self) -> None:
         """Begin; what was held before is still held, as with workers that outlive the agent."""

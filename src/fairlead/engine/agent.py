@@ -206,7 +206,7 @@ class Agent:
             kind = "agent_answers" if up else "agent_silent"
         self._parts.events.record(
             kind,
-            str(target.endpoint),
+            target.place,
             f"{target.monitor.type} probe of {', '.join(sorted(pools))}: {transition.detail}",
             level="info" if up else "warning",
             reason=transition.reason,
@@ -240,6 +240,13 @@ class Agent:
         self._services.look(self._present.configuration, derived)
         return derived.state, derived.next_at
 
+    async def _probe(
+        self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Mapping[ProbeTarget, HealthState]
+    ) -> None:
+        """Have the monitor probe ``wanted``, by ways that are there before."""
+        await self._parts.dataplane.set_ways(frozenset(target.way for target in wanted if target.way is not None))
+        self._parts.monitor.set_targets(wanted, known)
+
     async def _first_results(
         self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Mapping[ProbeTarget, HealthState]
     ) -> None:
@@ -247,7 +254,7 @@ class Agent:
 
         Targets that are new to the monitor start from their ``known`` state.
         """
-        self._parts.monitor.set_targets(wanted, known)
+        await self._probe(wanted, known)
         longest_s = max((target.monitor.timeout_s for target in wanted), default=0.0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(longest_s + FIRST_RESULTS_SLACK_S):
@@ -405,7 +412,7 @@ class Agent:
             return ChangeResult(changes)
         self._present.take(runtime)
         self._save()
-        self._parts.monitor.set_targets(self._present.targets(), runtime.health)
+        await self._probe(self._present.targets(), runtime.health)
         self._parts.events.record("server_changed", key, "; ".join(changes))
         await self._reconcile()
         return ChangeResult(changes)
@@ -445,7 +452,7 @@ class Agent:
         self._present.take(runtime, new)
         self._own_addresses()
         self._ownership.wake()
-        self._parts.monitor.set_targets(self._present.targets(), runtime.health)
+        await self._probe(self._present.targets(), runtime.health)
         self._reloaded = (self._parts.wall_clock(), None)
         self._save()
         self._parts.events.record("reloaded", self._config_file or "", f"{len(changes)} changes", digest=new.digest)

@@ -255,6 +255,7 @@ def _view(entry: _Entry) -> HealthView:
     state = entry.state
     return HealthView(
         address=str(entry.target.endpoint),
+        through=None if entry.target.monitor.through is None else str(entry.target.monitor.through.vip),
         type=entry.target.monitor.type,
         pools=tuple(sorted(entry.pools)),
         verdict=state.verdict,

@@ -3,20 +3,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fairlead.model.net import Endpoint
+from fairlead.model.net import Endpoint, IPAddress
 from fairlead.model.pool import AdminState, HealthMonitor
 from fairlead.model.reasons import DownReason
+from fairlead.model.service import Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The way of a service's packets to one server."""
+
+    server: IPAddress
+    passage: Passage
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """One thing to probe: shared by every pool that checks this endpoint in this way."""
+    """One thing to probe: shared by every pool that checks this endpoint in this way.
+
+    Attributes:
+        mark: What one attempt marks its packets with, so that they take the way; 0: nothing. Not part of what the
+            target is known by.
+    """
 
     endpoint: Endpoint
     monitor: HealthMonitor
+    mark: int = field(default=0, compare=False)
+
+    @property
+    def way(self) -> Way | None:
+        """The way of a service's packets that its probes take; None: they go to the server itself."""
+        passage = self.monitor.through
+        return None if passage is None else Way(self.endpoint.address, passage)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        passage = self.monitor.through
+        return str(self.endpoint) if passage is None else f"{self.endpoint} through {passage.vip}"
 
 
 @dataclass(frozen=True, slots=True)

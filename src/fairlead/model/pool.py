@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fairlead.model.net import Endpoint, IPAddress
-from fairlead.model.service import ProxyHeader
+from fairlead.model.service import Passage, ProxyHeader
 
 
 class AdminState(StrEnum):
@@ -121,6 +121,7 @@ class HealthMonitor:
     ``port``, ``address`` and ``source`` override where a probe goes and comes from.
     ``jitter`` is the share of the interval, 0 to 1, by which probes are spread.
     ``send_proxy`` is the PROXY protocol header that probes over TCP begin with.
+    ``through`` is the way of a service's packets that probes take; None: they go to the server itself.
     """
 
     type: MonitorType
@@ -141,6 +142,7 @@ class HealthMonitor:
     grpc: GrpcExpectation | None = None
     exec: ExecCommand | None = None
     agent: AgentQuestion | None = None
+    through: Passage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fairlead.model.net import Listen, Prefix, Protocol
+from fairlead.model.net import Endpoint, Listen, Prefix, Protocol
 
 
 class Forwarding(StrEnum):
@@ -83,6 +83,15 @@ class Limits:
     prefix_v6: int = 64
     queue: int = 0
     queue_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """How packets of a service get to its servers unchanged: addressed to ``vip``, by ``forwarding`` dsr or tunnel."""
+
+    vip: Endpoint
+    protocol: Protocol
+    forwarding: Forwarding
 
 
 @dataclass(frozen=True, slots=True)

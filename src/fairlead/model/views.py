@@ -79,6 +79,7 @@ class HealthView:
     probes_total: int
     failures_total: int
     certificate_until_at: float | None = None  # end of the server's certificate, as last seen
+    through: str | None = None  # VIP and port of the service whose way its probes take
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,12 @@ def combine(states: Sequence[HealthState]) -> HealthState:
 
 
 def target_key(server: RealServer, monitor: HealthMonitor) -> ProbeTarget:
-    """What to probe for ``server``: its own endpoint unless the monitor names another address or port."""
+    """What to probe for ``server``: its own endpoint unless the monitor names another address or port.
+
+    A probe that takes a service's way goes to the service's port.
+    """
+    if monitor.through is not None:
+        return ProbeTarget(Endpoint(server.endpoint.address, monitor.through.vip.port), monitor)
     address = server.endpoint.address if monitor.address is None else monitor.address
     port = server.endpoint.port if monitor.port is None else monitor.port
     return ProbeTarget(Endpoint(address, port), monitor)

@@ -7,8 +7,8 @@ import errno
 import socket
 
 from fairlead.probes.deadline import Deadline
-from fairlead.probes.outcome import failed_there, refused_here
-from fairlead.probes.stream import Destination, open_socket
+from fairlead.probes.outcome import ProbeFailed, failed_there, refused_here
+from fairlead.probes.stream import Destination, open_socket, refuse_own_vip
 
 _ERRORS = {  # linux/in.h, linux/in6.h: also "host unreachable" is told, not only "port unreachable"
     socket.AF_INET: (socket.IPPROTO_IP, 11),
@@ -36,6 +36,11 @@ class Datagram:
         except OSError as error:
             self.close()
             raise refused_here(error.errno or errno.EIO, "connect") from error
+        try:
+            refuse_own_vip(self.sock, to)
+        except ProbeFailed:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the socket."""

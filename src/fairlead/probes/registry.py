@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Protocol
 
-from fairlead.model.health import ProbeResult, ProbeTarget
+from fairlead.errors import FairleadError
+from fairlead.model.health import ProbeResult, ProbeTarget, Way
 from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
 from fairlead.probes.agent import agent
@@ -45,15 +48,29 @@ ATTEMPTS: Mapping[MonitorType, Attempt] = MappingProxyType(
 )
 
 
-async def probe(target: ProbeTarget) -> ProbeResult:
-    """One attempt at ``target``, within its monitor's timeout."""
+# How attempts end whose packets may not even have left: nobody knows the server's link address, for one.
+_UNANSWERED = frozenset({DownReason.TIMEOUT, DownReason.UNREACHABLE, DownReason.LOCAL_ERROR})
+
+
+class Ways(Protocol):
+    """Who lets marked packets take the way of a service's; the data plane."""
+
+    def mark_of(self, way: Way) -> int:
+        """What packets bear that take this way; raises FairleadError with what to do when they cannot."""
+
+    def packets_of(self, way: Way) -> int:
+        """How many packets have taken it so far."""
+
+
+async def probe(target: ProbeTarget, ways: Ways | None = None) -> ProbeResult:
+    """One attempt at ``target``, within its monitor's timeout; ``ways`` for those that take a service's way."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     deadline = Deadline(target.monitor.timeout_s)
     reason: DownReason | None = None
     found: str | Passed
     try:
-        found = await _attempt(target)(target, deadline)
+        found = await (_attempt(target)(target, deadline) if target.way is None else _by_way(target, deadline, ways))
     except ProbeFailed as failure:
         reason, found = failure.reason, failure.detail
     except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes provoke must not end the health checking
@@ -61,7 +78,40 @@ async def probe(target: ProbeTarget) -> ProbeResult:
     finally:
         deadline.close()
     told = found if isinstance(found, Passed) else Passed(found)
-    return ProbeResult(reason is None, reason, told.detail, loop.time() - started, told.certificate_until, told.report)
+    passage = target.monitor.through
+    detail = told.detail if passage is None else f"through {passage.vip}: {told.detail}"
+    return ProbeResult(reason is None, reason, detail, loop.time() - started, told.certificate_until, told.report)
+
+
+async def _by_way(target: ProbeTarget, deadline: Deadline, ways: Ways | None) -> str | Passed:
+    """An attempt by the way of a service; one that was answered without taking it has found out nothing.
+
+    Raises:
+        ProbeFailed: The attempt failed, or this node cannot send by that way.
+    """
+    way = target.way
+    if way is None or ways is None:
+        raise ProbeFailed(DownReason.LOCAL_ERROR, "this node: nothing here can send by the way of the service")
+    failure: ProbeFailed | None = None
+    found: str | Passed = ""
+    try:
+        mark, before = ways.mark_of(way), ways.packets_of(way)
+        try:
+            found = await _attempt(target)(replace(target, mark=mark), deadline)
+        except ProbeFailed as failed:
+            failure = failed
+        beside = ways.packets_of(way) == before
+    except FairleadError as error:
+        raise ProbeFailed(DownReason.LOCAL_ERROR, f"this node: {printable(str(error), 200)}") from error
+    if beside and (failure is None or failure.reason not in _UNANSWERED):
+        raise ProbeFailed(
+            DownReason.LOCAL_ERROR,
+            "this node: no packet of the probe took the way of the service; another tc program comes before fairlead's "
+            "(bpftool net show)",
+        )
+    if failure is not None:
+        raise failure
+    return found
 
 
 def _attempt(target: ProbeTarget) -> Attempt:

@@ -158,22 +158,34 @@ def dump_neighbours(sequence: int) -> bytes:
 
 def parse(data: bytes) -> Iterator[Message]:
     """What one datagram from the kernel says."""
+    for kind, sequence, body in messages(data):
+        found = _read(kind, sequence, body)
+        if found is not None:
+            yield found
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence number and body of each message in one datagram."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
         body = data[offset + _HEADER.size : offset + length]
         if length < _HEADER.size or offset + length > len(data):
             return
-        found = _read(kind, sequence, body)
-        if found is not None:
-            yield found
+        yield kind, sequence, body
         offset += aligned(length)
 
 
+def outcome(kind: int, sequence: int, body: bytes) -> Outcome | None:
+    """What a message says about a request, if that is what it is for."""
+    if kind not in (_ERROR, _DONE):
+        return None
+    return Outcome(sequence, -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0)
+
+
 def _read(kind: int, sequence: int, body: bytes) -> Message | None:
-    if kind in (_ERROR, _DONE):
-        error = -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0
-        return Outcome(sequence, error)
+    if (ended := outcome(kind, sequence, body)) is not None:
+        return ended
     if kind in (_NEW_LINK, _DEL_LINK) and len(body) >= _LINK.size:
         return _read_link(body, deleted=kind == _DEL_LINK)
     if kind in (_NEW_ADDRESS, _DEL_ADDRESS) and len(body) >= _ADDRESS.size:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from fairlead.model.net import IPAddress
-from fairlead.protocols.rtnetlink import Outcome, aligned, attribute, attributes, message
+from fairlead.protocols.rtnetlink import Outcome, attribute, attributes, message, messages, outcome
 
 OWNER = 0xFA  # of rules and routes that neither the kernel nor another known program made (FRA_PROTOCOL)
 TABLE = 0xFA5000
@@ -20,8 +20,6 @@ PRIORITY = 0x2FA5  # before the main table, behind the host's own addresses
 
 _NEW_ROUTE, _DEL_ROUTE, _NEW_RULE, _DEL_RULE, _GET_RULE = 24, 25, 32, 33, 34
 _REQUEST, _ACK, _DUMP, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
 _RULE = struct.Struct("=BBBBBxxBI")  # family, lengths of destination and source, tos, table, action, flags
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, lengths, tos, table, protocol, scope, type, flags
 _SOURCE, _PRIORITY, _TABLE, _PROTOCOL, _IP_PROTOCOL, _SOURCE_PORTS = 2, 6, 15, 21, 22, 23
@@ -67,17 +65,11 @@ def delete_local_route(sequence: int, version: int, loopback: int) -> bytes:
 
 def parse(data: bytes) -> Iterator[Rule | Outcome]:
     """What one datagram from the kernel says about our rules."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size or offset + length > len(data):
-            return
-        body = data[offset + _HEADER.size : offset + length]
-        if kind in (_ERROR, _DONE):
-            yield Outcome(sequence, -int(struct.unpack_from("=i", body)[0]) if len(body) >= 4 else 0)
-        elif kind == _NEW_RULE and len(body) >= _RULE.size and (rule := _read_rule(body)) is not None:
+    for kind, sequence, body in messages(data):
+        if kind == _NEW_RULE and len(body) >= _RULE.size and (rule := _read_rule(body)) is not None:
             yield rule
-        offset += aligned(length)
+        elif (ended := outcome(kind, sequence, body)) is not None:
+            yield ended
 
 
 def _read_rule(body: bytes) -> Rule | None:

@@ -61,10 +61,10 @@ def test_values_are_those_of_the_views(daemon: Serving) -> None:
         ("fairlead_server_connections_total", "web", "web-1"): 1500,
         ("fairlead_server_connect_failures_total", "web", "web-1"): 2,
         ("fairlead_server_bytes_total", "web", "web-1", "out"): 5_000_000,
-        ("fairlead_probe_up", "127.0.0.1:9001", "http"): 1,
-        ("fairlead_probe_duration_seconds", "127.0.0.1:9001", "http"): 0.0012,
-        ("fairlead_probes_total", "127.0.0.1:9001", "http"): 9,
-        ("fairlead_probe_failures_total", "127.0.0.1:9001", "http"): 1,
+        ("fairlead_probe_up", "", "127.0.0.1:9001", "http"): 1,
+        ("fairlead_probe_duration_seconds", "", "127.0.0.1:9001", "http"): 0.0012,
+        ("fairlead_probes_total", "", "127.0.0.1:9001", "http"): 9,
+        ("fairlead_probe_failures_total", "", "127.0.0.1:9001", "http"): 1,
         ("fairlead_vip_owner", "192.0.2.10/24", "eth0"): 1,
         ("fairlead_vip_conflict", "192.0.2.10/24", "eth0"): 1,
         ("fairlead_vip_conflicts_total", "192.0.2.10/24", "eth0"): 2,
@@ -111,6 +111,7 @@ def test_no_client_becomes_a_label(daemon: Serving) -> None:
         "server",
         "address",
         "type",
+        "through",
         "vip",
         "interface",
         "instance",
@@ -123,10 +124,19 @@ def test_monitors_that_share_an_address_share_a_sample(daemon: Serving) -> None:
     second = HealthView("[::1]:80", "http", ("b",), "down", 0, "refused", "", 0, 1, None, 5, 4)
     daemon.facade.health = lambda: (first, second)  # type: ignore[method-assign]
     found = samples(scrape(daemon))
-    assert found["fairlead_probe_up", "[::1]:80", "http"] == 0
-    assert found["fairlead_probe_duration_seconds", "[::1]:80", "http"] == 0.25
-    assert found["fairlead_probes_total", "[::1]:80", "http"] == 15
-    assert found["fairlead_probe_failures_total", "[::1]:80", "http"] == 5
+    assert found["fairlead_probe_up", "", "[::1]:80", "http"] == 0
+    assert found["fairlead_probe_duration_seconds", "", "[::1]:80", "http"] == 0.25
+    assert found["fairlead_probes_total", "", "[::1]:80", "http"] == 15
+    assert found["fairlead_probe_failures_total", "", "[::1]:80", "http"] == 5
+
+
+def test_the_way_of_a_service_is_a_target_of_its_own(daemon: Serving) -> None:
+    direct = HealthView("[::1]:80", "tcp", ("a",), "up", 0, None, "", 0, 1, 0.25, 10, 1)
+    by_way = HealthView("[::1]:80", "tcp", ("a",), "down", 0, "timeout", "", 0, 1, None, 5, 4, through="192.0.2.9:80")
+    daemon.facade.health = lambda: (direct, by_way)  # type: ignore[method-assign]
+    found = samples(scrape(daemon))
+    assert found["fairlead_probe_up", "", "[::1]:80", "tcp"] == 1
+    assert found["fairlead_probe_up", "192.0.2.9:80", "[::1]:80", "tcp"] == 0
 
 
 def test_a_server_without_probes_counts_as_up(daemon: Serving) -> None:

@@ -83,9 +83,10 @@ def test_servers(daemon: Serving) -> None:
 
 def test_health(daemon: Serving) -> None:
     lines = show(daemon, "health").splitlines()
-    assert lines[0] == "Address        Type Pools Verdict Since Streak Probes Failures Last  Took  Why"
+    assert lines[0] == "Address        Through Type Pools Verdict Since Streak Probes Failures Last  Took  Why"
     assert lines[3] == (
-        "127.0.0.1:9003 http web   down    1m15s      0      9        1 1m06s 1.2ms refused (connection refused)"
+        "127.0.0.1:9003 -       http web   down    1m15s      0      9        1 1m06s 1.2ms "
+        "refused (connection refused)"
     )
     assert len(lines) == 4
 

@@ -196,7 +196,7 @@ services:
 pools:
   p:
     servers: [192.0.2.1:80]
-    health: [icmp, {type: tcp, through: §service}]
+    health: [icmp, tcp]
 xdp: {mode: native}
 §bgp: {x: y}
 api: {listen: §127.0.0.1:9000, token_file: §/etc/token}

@@ -32,7 +32,7 @@ from fairlead.model.service import (
     VirtualService,
     WhenAllDown,
 )
-from support.configs import POOL, SERVICE, configuration, loaded, problems
+from support.configs import POOL, SERVICE, configuration, loaded
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -81,20 +81,18 @@ def test_proxy_full_loads_without_a_warning() -> None:
     assert read.services["dns"].protocol is Protocol.UDP
 
 
-@pytest.mark.parametrize(
-    ("name", "paths"),
-    [
-        ("pair.yaml", set()),
-        ("gateway-nat.yaml", set()),
-        ("dsr-tunnel.yaml", {"pools.far.health.through", "pools.far6.health.through"}),
-    ],
-)
-def test_other_examples_are_refused_only_for_what_is_still_to_come(name: str, paths: set[str]) -> None:
-    found = problems(example(name)) if paths else ()
-    if not paths:
-        configuration(example(name).decode())
-    assert all(p.message.endswith("is not supported yet by this version") for p in found)
-    assert {p.path for p in found} == paths
+@pytest.mark.parametrize("name", ["pair.yaml", "gateway-nat.yaml", "dsr-tunnel.yaml"])
+def test_other_examples_load_without_a_warning(name: str) -> None:
+    configuration(example(name).decode())
+
+
+def test_dsr_tunnel_probes_as_its_comment_says() -> None:
+    pools = configuration(example("dsr-tunnel.yaml").decode()).pools
+    assert [(name, str(it.through.vip) if it.through else None) for name in pools for it in pools[name].monitors] == [
+        ("near", None),
+        ("far", "198.51.100.21:443"),
+        ("far6", "[2001:db8:20::21]:443"),
+    ]
 
 
 def test_every_key_of_a_service_arrives() -> None:

@@ -13,9 +13,10 @@ from itertools import permutations
 import pytest
 
 from fairlead.dataplane.base import DataPlane, FlowFilter
-from fairlead.errors import DataPlaneError
-from fairlead.model.net import AddressRange
-from fairlead.model.service import Forwarding, Persistence, ProxyHeader, Scheduler
+from fairlead.errors import DataPlaneError, UnsupportedFeature
+from fairlead.model.health import Way
+from fairlead.model.net import AddressRange, Protocol
+from fairlead.model.service import Forwarding, Passage, Persistence, ProxyHeader, Scheduler
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -33,7 +34,7 @@ from fairlead.model.state import (
 )
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
-from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
+from support.models import endpoint, forwarding_state, listener, server_spec, service_spec, table_spec
 from support.processes import free_port
 
 Open = Callable[[], AbstractAsyncContextManager[DataPlane]]
@@ -119,6 +120,15 @@ class Contract:
             assert same(await plane.observe(), NOTHING)
             await plane.apply(Plan())
             assert (await plane.flows(FlowFilter(), None, 10)).flows == ()
+
+    async def test_a_way_that_is_not_set_has_no_mark(self, opened: Open) -> None:
+        passage = Passage(endpoint("192.0.2.10:80"), Protocol.TCP, Forwarding.DSR)
+        async with opened() as plane:
+            await plane.set_ways(frozenset())
+            with pytest.raises(UnsupportedFeature) as caught:
+                plane.mark_of(Way(passage.vip.address, passage))
+            assert "192.0.2.10:80" in str(caught.value)
+            assert plane.packets_of(Way(passage.vip.address, passage)) == 0
 
     async def test_any_state_can_follow_any_other(self, opened: Open) -> None:
         async with opened() as plane:

@@ -24,13 +24,14 @@ from fairlead.engine.monitor import Monitor
 from fairlead.engine.store import Store
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound, Problem
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import ProbeResult, ProbeTarget
+from fairlead.model.health import ProbeResult, ProbeTarget, Way
+from fairlead.model.net import Protocol
 from fairlead.model.pool import AdminState, PassiveCheck
-from fairlead.model.service import WhenAllDown
+from fairlead.model.service import Forwarding, Passage, WhenAllDown
 from fairlead.model.state import FlowTreatment, ServiceMode
 from fairlead.policy.health import Transition
 from support.announcer import FakeAnnouncer
-from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, pool, server, service
+from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, endpoint, pool, server, service
 from support.virtual import run_virtually
 
 A, B, C = "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"
@@ -500,3 +501,40 @@ def test_f40_a_service_that_goes_down_or_fails_open_is_told_with_what_becomes_of
         assert any(name == "open" and text.startswith(failing_open) for name, _, text in told)
 
     run_virtually(run())
+
+
+def test_ways_are_there_before_the_probes_that_take_them(tmp_path: Path) -> None:
+    """From the first probe on, after a reload, and once maintenance ends; what is in maintenance needs none."""
+
+    async def scenario() -> None:
+        passage = Passage(endpoint("192.0.2.10:80"), Protocol.TCP, Forwarding.DSR)
+        by_way = replace(TCP_MONITOR, through=passage)
+        ways = {address: Way(endpoint(address).address, passage) for address in (A, B)}
+        bench = Bench(tmp_path, site(A, monitors=(by_way,)))
+        missing: list[Way] = []
+        plain = bench.probe
+
+        async def probe(target: ProbeTarget) -> ProbeResult:
+            if target.way is not None and target.way not in bench.plane.ways:
+                missing.append(target.way)
+            return await plain(target)
+
+        bench.probe = probe  # type: ignore[method-assign]
+        bench.agent = bench.build(site(A, monitors=(by_way,)))
+        async with bench.running() as agent:
+            assert bench.plane.ways == {ways[A]}
+            bench.file = site(A, B, monitors=(by_way,))
+            await agent.reload(dry_run=False)
+            assert bench.plane.ways == set(ways.values())
+            await agent.set_server(f"web/{A}", admin=AdminState.MAINT, weight=None, dry_run=False)
+            assert bench.plane.ways == {ways[B]}
+            await agent.set_server(f"web/{A}", admin=AdminState.READY, weight=None, dry_run=False)
+            assert bench.plane.ways == set(ways.values())
+            await asyncio.sleep(10)
+            bench.file = site(A, B)
+            await agent.reload(dry_run=False)
+            assert bench.plane.ways == set()
+        assert not missing
+        assert {address for _, address in bench.probes} == {A, B}
+
+    run_virtually(scenario())

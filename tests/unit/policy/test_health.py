@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
+from fairlead.model.net import Protocol
 from fairlead.model.pool import HealthMonitor
 from fairlead.model.reasons import DownReason
+from fairlead.model.service import Forwarding, Passage
 from fairlead.policy.health import Transition, combine, step, target_key
 from support.models import DOWN, PASSED, REFUSED, TCP_MONITOR, UP, endpoint, server
 
@@ -110,6 +112,10 @@ def test_all_monitors_must_pass() -> None:
         (TCP_MONITOR, "10.0.0.1:80"),
         (replace(TCP_MONITOR, port=8081), "10.0.0.1:8081"),
         (replace(TCP_MONITOR, address=ip_address("10.9.9.9")), "10.9.9.9:80"),
+        (
+            replace(TCP_MONITOR, through=Passage(endpoint("192.0.2.9:443"), Protocol.TCP, Forwarding.DSR)),
+            "10.0.0.1:443",
+        ),
     ],
 )
 def test_what_is_probed(monitor: HealthMonitor, expected: str) -> None:

@@ -91,7 +91,10 @@ class _Monitor(Part):
     address: Annotated[IPAddress | None, nullable(ADDRESS)] = key(None, "Probe this address instead of the server's.")
     source: Annotated[IPAddress | None, nullable(ADDRESS)] = key(None, "Address that probes come from.")
     through: Annotated[Through, choice(Through)] = key(
-        Through.DIRECT, "`service`: the probe takes the way of the service's packets, encapsulated to the VIP."
+        Through.DIRECT,
+        "`service`: the probe takes the way of the service's packets, to the VIP. One for each service with this pool "
+        "that has `forwarding: dsr` or `tunnel` and the protocol of the type; all must pass. Needs CAP_NET_ADMIN, "
+        "CAP_BPF and CAP_PERFMON.",
     )
 
 

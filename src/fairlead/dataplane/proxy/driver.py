@@ -27,7 +27,8 @@ from fairlead.dataplane.proxy.registry import Registry
 from fairlead.dataplane.proxy.shm import SharedMemory
 from fairlead.dataplane.proxy.transparent import Routes
 from fairlead.dataplane.proxy.workers import Worker
-from fairlead.errors import DataPlaneError, FairleadError
+from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
+from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion, Protocol
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
 from fairlead.model.views import FlowPage, FlowView
@@ -91,6 +92,17 @@ class ProxyDataPlane:
     def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go."""
         self._sockets.vips = frozenset(vip.address for vip in vips)
+
+    async def set_ways(self, ways: frozenset[Way]) -> None:
+        """Services of this plane have none: servers get other packets than clients send."""
+
+    def mark_of(self, way: Way) -> int:
+        """Raise UnsupportedFeature."""
+        raise UnsupportedFeature(f"probing through {way.passage.vip}", "only dsr and tunnel have a way to take")
+
+    def packets_of(self, way: Way) -> int:  # noqa: ARG002
+        """None."""
+        return 0
 
     async def start(self) -> None:
         """Adopt the workers that run, start missing ones, let surplus ones end with their flows.

@@ -27,6 +27,7 @@ SLOT_UNIT = 8
 WINDOW_SHIFT = 4
 SERVER_RESET, SERVER_AMBIGUOUS, SERVER_UNPIN = 1, 2, 4
 REPLY_AMBIGUOUS, REPLY_GUESS = 1, 2
+WAY_MARK, WAY_MARKS = 0x464C0000, 0xFFFF0000
 ANY_PORT_BITS, RANGE_BITS, ACCESS_LIST_BITS = 144, 160, 32
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -344,6 +345,49 @@ class ServerRecord(Record):
     flags: int = 0
     source: bytes = NOWHERE
     spread: bytes = bytes(4)
+
+
+@dataclass(frozen=True, slots=True)
+class WayRecord(Record):
+    """Value of ``ways``: the server, of which port, generation and flags are not used, and what else a probe needs."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_way",
+        "addr addr, zero:4, u8 server_family, zero:3, addr source, be32 spread, zero:20, addr vip, addr near,"
+        "port port, u8 family, u8 proto, u8 forwarding, zero:3, u64 packets",
+    )
+    addr: bytes
+    server_family: int
+    source: bytes
+    spread: bytes
+    vip: bytes
+    near: bytes
+    port: int
+    family: int
+    proto: int
+    forwarding: int
+    packets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AskedKey(Record):
+    """Key of ``asked``: the ends of a probe, as the VIP knows them."""
+
+    LAYOUT: ClassVar = Layout("fl_asked", "addr near, addr vip, port near_port, port port, u8 proto, zero:3")
+    near: bytes
+    vip: bytes
+    near_port: int
+    port: int
+    proto: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskerRecord(Record):
+    """Value of ``asked``: the probe's own address, and its mark."""
+
+    LAYOUT: ClassVar = Layout("fl_asker", "addr own, u32 mark")
+    own: bytes
+    mark: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
 from fairlead.dataplane.xdp.libbpf import possible_cpus
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
+from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
 from fairlead.model.state import (
     CloseListener,
@@ -80,6 +82,8 @@ class XdpDataPlane:
         self._lock = asyncio.Lock()
         self._host = Host(settings, on_event)
         self._in = Installation(settings, programs, self._host, on_event, root)
+        self._ways = Ways(programs.ways, self._host, on_event)
+        self._ways_at = 0.0
         self._specs: dict[str, TableSpec] = {}
         self._version = 0
         self._seen: tuple[int, ForwardingState] = (-1, ForwardingState())
@@ -94,6 +98,19 @@ class XdpDataPlane:
     def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go."""
         self._host.vips = vips
+
+    async def set_ways(self, ways: frozenset[Way]) -> None:
+        """Let probes take these ways."""
+        async with self._lock:
+            await self._thread(lambda: self._ways.set(ways))
+
+    def mark_of(self, way: Way) -> int:
+        """What packets bear that take this way; raises UnsupportedFeature when they cannot."""
+        return self._ways.mark_of(way)
+
+    def packets_of(self, way: Way) -> int:
+        """How many packets have taken it."""
+        return self._ways.packets_of(way)
 
     async def start(self) -> None:
         """Adopt what an earlier agent left in the kernel; load nothing else yet.
@@ -121,6 +138,9 @@ class XdpDataPlane:
 
     def _observe(self) -> ObservedState:
         held = self._held
+        if self._clock() >= self._ways_at:
+            self._ways.look_after()
+            self._ways_at = self._clock() + SCAN_S
         if self._in.running:
             held.later()
             held.flush()
@@ -360,7 +380,11 @@ class XdpDataPlane:
         if self._in.running:
             await self._drain(drain_s)
         async with self._lock:
-            await self._thread(self._in.remove)
+            await self._thread(self._remove)
+
+    def _remove(self) -> None:
+        self._ways.remove()
+        self._in.remove()
 
     async def _drain(self, drain_s: float) -> None:
         async with self._lock:
@@ -381,7 +405,11 @@ class XdpDataPlane:
     async def detach(self) -> None:
         """Let go; packets are forwarded as before."""
         async with self._lock:
-            await self._thread(self._in.let_go)
+            await self._thread(self._let_go)
+
+    def _let_go(self) -> None:
+        self._ways.let_go()
+        self._in.let_go()
 
     async def _thread(self, work: Callable[[], T]) -> T:
         """Run to its end even if the caller goes away: half of a change must not meet the next one."""

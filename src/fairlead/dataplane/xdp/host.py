@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Self
 from fairlead.model.net import IPAddress
 from fairlead.model.vip import Vip
 from fairlead.model.xdp import XdpSettings
-from fairlead.protocols import rtnetlink
+from fairlead.protocols import rtfilters, rtnetlink
+from fairlead.protocols.rtfilters import Filter
 from fairlead.protocols.rtnetlink import InterfaceAddress, Message, Neighbour, Outcome, Route
 
 _BUFFER = 1 << 17
@@ -95,6 +96,35 @@ class Host:
                     if route is not None and route.usable:
                         yield route.index
 
+    def of_ways(self, vips: Iterable[IPAddress], servers: Sequence[IPAddress]) -> dict[str, int]:
+        """The interfaces that probes by the way of services leave or come back by, by name."""
+        found = self.interfaces(vips, servers)
+        if self._settings.interfaces is not None:  # these need not be those of the routes
+            present = dict(socket.if_nameindex())
+            with Routes() as routes:
+                for server in _some(servers):
+                    route = routes.get(server)
+                    if route is not None and route.usable and not route.local and route.index in present:
+                        found[present[route.index]] = route.index
+        return found
+
+    def own_address(self, vip: IPAddress) -> IPAddress | None:
+        """An address of this host, and of the VIP's family, that is none of the VIPs; best of all beside this one."""
+        names = dict(socket.if_nameindex())
+        placed = {it.interface for it in self.vips if it.address == vip}
+        foreign = {it.address for it in self.vips}
+        with Routes() as routes:
+            usable = [
+                it
+                for it in routes.addresses()
+                if it.address.version == vip.version
+                and it.address not in foreign
+                and it.address != vip
+                and not (it.address.is_loopback or it.address.is_link_local)
+            ]
+        beside = [it for it in usable if names.get(it.index) in placed]
+        return next((it.address for it in (*beside, *usable)), None)
+
     def check_forwarding(self, names: Iterable[str], families: Iterable[int]) -> None:
         """Tell about interfaces whose packets the kernel would not forward."""
         for family in families:
@@ -153,15 +183,22 @@ class Routes:
         """All neighbours that the host knows."""
         return [it for it in self._ask(rtnetlink.dump_neighbours(self._next())) if isinstance(it, Neighbour)]
 
+    def filters(self, index: int, *, egress: bool) -> list[Filter]:
+        """All filters of tc in one direction of an interface."""
+        request = rtfilters.dump_filters(self._next(), index, egress=egress)
+        return [it for it in self._ask(request, rtfilters.parse) if isinstance(it, Filter)]
+
     def _next(self) -> int:
         self._sequence += 1
         return self._sequence
 
-    def _ask(self, request: bytes) -> Iterator[Message]:
+    def _ask(
+        self, request: bytes, parse: Callable[[bytes], Iterator[Message | Filter]] = rtnetlink.parse
+    ) -> Iterator[Message | Filter]:
         """What the kernel says to a request; an error of a lookup means that there is nothing."""
         self._socket.send(request)
         while True:
-            for message in rtnetlink.parse(self._socket.recv(_BUFFER)):
+            for message in parse(self._socket.recv(_BUFFER)):
                 if not isinstance(message, Outcome):
                     yield message
                 elif message.sequence == self._sequence:

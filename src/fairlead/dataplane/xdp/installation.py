@@ -36,10 +36,11 @@ _SMALLEST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Object files: the program that forwards, and the one that counts flows."""
+    """Object files: the program that forwards, the one that counts flows, and those for probes."""
 
     forward: Path
     census: Path
+    ways: Path
 
 
 class Needs:

@@ -27,6 +27,8 @@ _REPLACE = 1 << 2  # BPF_F_REPLACE
 _XDP_HAS_FRAGS = 1 << 5  # BPF_F_XDP_HAS_FRAGS
 _HASH, _NO_PREALLOC = 1, 1  # BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
+_TC_INGRESS, _TC_EGRESS = 1, 2  # enum bpf_tc_attach_point; both together are the qdisc clsact
+_TC_REPLACE = 1  # BPF_TC_F_REPLACE
 _LOG_BYTES = 1 << 20
 _BATCH = 4096
 _ENOTSUPP = 524  # the kernel's own "not supported", unknown to libc
@@ -65,6 +67,39 @@ class _LinkCreate(ctypes.Structure):
 
 class _LinkUpdate(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("old_prog_fd", ctypes.c_uint32))
+
+
+class _TcHook(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class _TcOptions(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class _SkbContext(ctypes.Structure):
+    """``struct __sk_buff`` as far as a test run takes it; what must be zero is not named."""
+
+    _fields_ = (
+        ("len", ctypes.c_uint32),
+        ("pkt_type", ctypes.c_uint32),
+        ("mark", ctypes.c_uint32),
+        ("rest", ctypes.c_uint8 * 180),
+    )
 
 
 class _Batch(ctypes.Structure):
@@ -451,7 +486,7 @@ class Program:
         pin(self.descriptor, path)
 
     def run(self, packet: bytes, *, ifindex: int = 0, repeat: int = 1, room: int = 512) -> Run:
-        """Run the program on a frame (BPF_PROG_TEST_RUN).
+        """Run an XDP program on a frame (BPF_PROG_TEST_RUN).
 
         Args:
             packet: The frame, at least 14 bytes.
@@ -460,8 +495,15 @@ class Program:
             repeat: How often; the packet is not restored in between.
             room: How much the frame may grow.
         """
-        out = ctypes.create_string_buffer(len(packet) + room)
         context = _XdpContext(data_end=len(packet), ingress_ifindex=ifindex)
+        return self._run(packet, context if ifindex else None, repeat, room)
+
+    def run_marked(self, packet: bytes, mark: int, *, room: int = 512) -> Run:
+        """Run a tc program on a frame with this mark."""
+        return self._run(packet, _SkbContext(mark=mark), 1, room)
+
+    def _run(self, packet: bytes, context: ctypes.Structure | None, repeat: int, room: int) -> Run:
+        out = ctypes.create_string_buffer(len(packet) + room)
         options = _TestRun(
             sz=ctypes.sizeof(_TestRun),
             data_in=ctypes.cast(ctypes.c_char_p(packet), ctypes.c_void_p).value,
@@ -470,7 +512,7 @@ class Program:
             data_size_out=len(out),
             repeat=repeat,
         )
-        if ifindex:
+        if context is not None:
             options.ctx_in = ctypes.addressof(context)
             options.ctx_size_in = ctypes.sizeof(context)
         _check(
@@ -541,6 +583,48 @@ class Link:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class TcHook:
+    """Where tc programs see what leaves (``egress``) or enters by an interface, behind the qdisc clsact."""
+
+    def __init__(self, ifindex: int, *, egress: bool) -> None:
+        self._hook = _TcHook(
+            sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_EGRESS if egress else _TC_INGRESS
+        )
+
+    @staticmethod
+    def create(ifindex: int) -> bool:
+        """Have the qdisc; whether it was not there before. Raises OSError."""
+        hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_INGRESS | _TC_EGRESS)
+        result = _library().bpf_tc_hook_create(ctypes.byref(hook))
+        if result < 0 and result != -errno.EEXIST:
+            raise OSError(-result, os.strerror(-result))
+        return bool(result == 0)
+
+    @staticmethod
+    def destroy(ifindex: int) -> None:
+        """Remove the qdisc with every filter that is left in it. One that has gone does not matter."""
+        hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=_TC_INGRESS | _TC_EGRESS)
+        _library().bpf_tc_hook_destroy(ctypes.byref(hook))
+
+    def attach(self, program: Program, handle: int, priority: int, *, instead: bool = False) -> None:
+        """Attach a program, ``instead`` of the one that has this handle and priority; raises OSError."""
+        options = _TcOptions(
+            sz=ctypes.sizeof(_TcOptions),
+            prog_fd=program.descriptor,
+            flags=_TC_REPLACE if instead else 0,
+            handle=handle,
+            priority=priority,
+        )
+        result = _library().bpf_tc_attach(ctypes.byref(self._hook), ctypes.byref(options))
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def detach(self, handle: int, priority: int) -> None:
+        """Take away the program with this handle and priority. One that has gone does not matter."""
+        options = _TcOptions(sz=ctypes.sizeof(_TcOptions), handle=handle, priority=priority)
+        _library().bpf_tc_detach(ctypes.byref(self._hook), ctypes.byref(options))
 
 
 def program_by_id(number: int) -> Program:
