@@ -108,12 +108,14 @@ def test_the_unit_lets_workers_outlive_the_agent() -> None:
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("drop_in", [None, "fairlead-vips.conf"])
-def test_systemd_understands_the_unit(tmp_path: Path, drop_in: str | None) -> None:
+@pytest.mark.parametrize(
+    "drop_ins", [(), ("fairlead-vips.conf",), ("fairlead-xdp.conf",), ("fairlead-vips.conf", "fairlead-xdp.conf")]
+)
+def test_systemd_understands_the_unit(tmp_path: Path, drop_ins: tuple[str, ...]) -> None:
     unit = tmp_path / "fairlead.service"
     unit.write_text((SCRIPTS / "fairlead.service").read_text().replace("/usr/bin/fairlead", "/bin/true"))
-    if drop_in is not None:
-        (tmp_path / "fairlead.service.d").mkdir()
+    for drop_in in drop_ins:
+        (tmp_path / "fairlead.service.d").mkdir(exist_ok=True)
         (tmp_path / "fairlead.service.d" / drop_in).write_text((SCRIPTS / drop_in).read_text())
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

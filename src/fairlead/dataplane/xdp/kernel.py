@@ -382,13 +382,15 @@ class Kernel:
         number, _ = it.link.state()
         if number == self.now.program.id:
             return
-        old = program_by_id(number)
+        ours = next((before.program for before in self._before if before.program.id == number), None)
+        old = ours or program_by_id(number)  # to open a program by its id takes CAP_SYS_ADMIN
         try:
             it.link.replace(self.now.program, old)
         except OSError as error:
             raise DataPlaneError(f"the XDP program of {it.name} cannot be replaced: {error.strerror}") from error
         finally:
-            old.close()
+            if ours is None:
+                old.close()
 
     # Ending
 
