@@ -240,6 +240,31 @@ def test_probes_pass_while_traffic_of_the_same_service_flows(bed: Crossing, run:
 
 
 @pytest.mark.parametrize("mode", ["tunnel"])
+def test_requests_of_several_segments_fit_the_tunnel(bed: Crossing, run: Run) -> None:
+    """The stack fills segments for the link, and knows nothing of the outer header."""
+    long = ", ".join(f"X-{n}: {'x' * 1000}" for n in range(6))
+    run(TUNNEL.replace("type: tcp,", f"type: http, headers: {{{long}}},"))
+
+
+@pytest.mark.parametrize("mode", ["tunnel"])
+def test_dsr_does_not_reach_behind_a_gateway_and_so_does_no_probe(bed: Crossing, runtime: Path) -> None:
+    """Here the gateway is the server itself, which would take the packet in; the XDP program drops all of them."""
+    text = f"""
+services: {{web: {{listen: 10.9.0.100:80, pool: p, forwarding: dsr}}}}
+pools:
+  p: {{servers: ["10.0.7.10:80", "10.0.1.207:80"], health: {TCP}}}
+xdp: {{flow_table: 4096}}
+{HELD}"""
+    daemon = Daemon(bed.balancer, runtime, text)
+    try:
+        daemon.start()
+        until(lambda: daemon.metric("probes_total", address="10.0.7.10:80") > 5, 5, "probed")
+        assert down(daemon) == {"p/10.0.7.10:80"}
+    finally:
+        daemon.end()
+
+
+@pytest.mark.parametrize("mode", ["tunnel"])
 def test_types_with_more_to_say_take_the_way_too(bed: Crossing, run: Run, runtime: Path) -> None:
     """TLS in IPv4, HTTPS from IPv6 to IPv4 and back, and DNS: what they ask is asked of the VIP."""
     key = runtime / "key.pem"
