@@ -25,7 +25,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead.dataplane.xdp import abi, kernel, ways
+from fairlead.dataplane.xdp import abi, filters, kernel
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
 from support.netns import Lan, Node, ip, lan
 from support.processes import UnixConnection
@@ -356,7 +356,7 @@ class Crossing:
         for loaded in self._programs:
             loaded.close()
         with in_namespace(self.balancer.namespace):
-            ways.cleanup()
+            filters.cleanup()
             kernel.cleanup()
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.xdp import abi, ways
+from fairlead.dataplane.xdp.filters import FOUND, MADE, PRIORITY
 from fairlead.dataplane.xdp.host import Host, Routes
 from fairlead.dataplane.xdp.libbpf import LoadedObject, TcHook
-from fairlead.dataplane.xdp.ways import FOUND, MADE, PRIORITY, Ways
+from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import Protocol

@@ -2,32 +2,29 @@
 """Lets the packets of probes take the way of a service's: two tc programs on the interfaces that they pass.
 
 Nothing is pinned: the filters hold the programs, and these their maps. They stay when the agent dies, and do nothing
-then, because no probe is sent; the next agent puts its own in their place. The handle of a filter says whether the
-qdisc that it hangs in was made for it, so that cleaning up needs no other memory.
+then, because no probe is sent; the next agent puts its own in their place.
 
-Invariant: a filter that is not ours is never touched, nor the qdisc while there is one in it.
+Invariant: a way has a mark of its own, which no other gets soon; what keeps packets from it is said, not passed over.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp import abi, filters
 from fairlead.dataplane.xdp.host import Host, Routes
 from fairlead.dataplane.xdp.kernel import interfaces
-from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject, TcHook
+from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject
 from fairlead.dataplane.xdp.records import FORWARDINGS, PROTOCOLS, u32
-from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
+from fairlead.errors import FairleadError, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
-from fairlead.protocols.rtfilters import Filter
 
-PRIORITY = 3  # before nearly everybody: a program that ends the search must not hide ours
-MADE, FOUND = 0x464C01, 0x464C02  # handles: the qdisc was made for us, or it was there
-DIRECTIONS = {"fairlead_out": True, "fairlead_in": False}  # program -> egress
+NOT_YET = "it is not set up yet"
+PACKETS = dict(abi.WayRecord.LAYOUT.members)["packets"]
 MAX_WAYS = 0x3FFF  # marks leave the two bits alone by which kube-proxy knows its packets
 
 
@@ -47,10 +44,13 @@ class Ways:
         self._wanted: frozenset[Way] = frozenset()
         self._marks: dict[Way, int] = {}
         self._records: dict[Way, bytes] = {}  # as written
+        self._incomplete: set[Way] = set()  # written before everything was known
+        self._homeless: set[Way] = set()  # of these: no address is known to come from
         self._last = 0
-        self._why: str | None = "it is not set up yet"
+        self._why: str | None = NOT_YET
         self._loaded: LoadedObject | None = None
         self._reading = threading.Lock()  # packets_of against the end of the map
+        self._attached: set[int] = set()  # interfaces
         self._left_over = True  # filters of an earlier agent may be there
 
     def mark_of(self, way: Way) -> int:
@@ -63,9 +63,11 @@ class Ways:
         if self._why is not None:
             raise UnsupportedFeature(name, self._why)
         mark = self._marks.get(way)
+        if mark is None and way not in self._wanted:
+            raise UnsupportedFeature(name, NOT_YET)
         if mark is None:
             raise UnsupportedFeature(name, f"more than {MAX_WAYS} services and servers are probed in this way")
-        if abi.WayRecord.unpack(self._records[way]).near == abi.NOWHERE and _crosses(way):
+        if way in self._homeless:
             family = way.passage.vip.address.version
             raise UnsupportedFeature(name, f"this node has no IPv{family} address but VIPs to probe from: give it one")
         return mark
@@ -76,7 +78,7 @@ class Ways:
             if self._loaded is None or way not in self._marks:
                 return 0
             raw = self._ways.get(u32(self._marks[way]))
-        return 0 if raw is None else abi.WayRecord.unpack(raw).packets
+        return 0 if raw is None else int.from_bytes(raw[PACKETS:], "little")
 
     def set(self, wanted: frozenset[Way]) -> None:
         """Have exactly these; those that are no longer wanted end a little later, for probes may be under way."""
@@ -90,6 +92,8 @@ class Ways:
             for way in self._marks.keys() - self._wanted:
                 self._ways.delete(u32(self._marks.pop(way)))
                 self._records.pop(way)
+                self._incomplete.discard(way)
+                self._homeless.discard(way)
             self._have()
         elif self._loaded is not None or self._left_over:
             self.remove()
@@ -132,16 +136,18 @@ class Ways:
 
     def _write(self) -> None:
         new = {}
-        for way in self._marks:
-            written = self._records.get(way)
-            if written is None or _lacks(way, abi.WayRecord.unpack(written)):
-                record = self._record(way)
-                if record != written:
-                    new[way] = record
+        for way in (self._marks.keys() - self._records.keys()) | self._incomplete:
+            record = self._record(way)
+            homeless = _crosses(way) and record.near == abi.NOWHERE
+            unrouted = way.passage.forwarding is Forwarding.TUNNEL and record.source == abi.NOWHERE
+            _have(self._homeless, way, homeless)
+            _have(self._incomplete, way, homeless or unrouted)
+            if record.pack() != self._records.get(way):
+                new[way] = record.pack()
         self._ways.put_many({u32(self._marks[way]): record for way, record in new.items()})
         self._records.update(new)
 
-    def _record(self, way: Way) -> bytes:
+    def _record(self, way: Way) -> abi.WayRecord:
         vip = way.passage.vip
         tunnel = way.passage.forwarding is Forwarding.TUNNEL
         return abi.WayRecord(
@@ -155,42 +161,30 @@ class Ways:
             family=vip.address.version,
             proto=PROTOCOLS[way.passage.protocol],
             forwarding=FORWARDINGS[way.passage.forwarding],
-        ).pack()
+        )
 
     def _attach(self) -> None:
         """Have our programs on the interfaces that matter, and on no others."""
+        assert self._loaded is not None
         vips = {way.passage.vip.address for way in self._wanted}
         wanted = self._host.of_ways(vips, [way.server for way in self._wanted])
         with Routes() as routes:
             for name, index in interfaces().items():
-                held = {program: ours(routes, index, program) for program in DIRECTIONS}
                 if name in wanted:
-                    self._attach_to(name, index, held)
-                elif any(held.values()):
-                    detach(routes, index)
+                    self._attached.add(index)
+                    filters.attach(routes, name, index, self._loaded.programs)
+                elif self._left_over or index in self._attached:
+                    filters.detach(routes, index)
+        self._attached = set(wanted.values())
         self._left_over = False
-
-    def _attach_to(self, name: str, index: int, held: dict[str, list[Filter]]) -> None:
-        assert self._loaded is not None
-        present = [it for found in held.values() for it in found]
-        try:
-            handle = present[0].handle if present else MADE if TcHook.create(index) else FOUND
-            for program, egress in DIRECTIONS.items():
-                loaded = self._loaded.programs[program]
-                if [(it.name, it.handle) for it in held[program]] != [(f"{program}:[{loaded.id}]", handle)]:
-                    TcHook(index, egress=egress).attach(loaded, handle, PRIORITY, instead=bool(held[program]))
-        except OSError as error:
-            what = "run as root, or with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON"
-            if not isinstance(error, PermissionError):
-                what = f"another filter may have its priority, {PRIORITY} (tc filter show dev {name} egress)"
-            raise DataPlaneError(f"tc takes no program on {name} ({error.strerror}): {what}") from error
 
     # Ending
 
     def let_go(self) -> None:
         """Leave the filters; they do nothing without probes."""
         self._marks, self._records, self._wanted = {}, {}, frozenset()
-        self._why = "it is not set up yet"
+        self._incomplete, self._homeless = set(), set()
+        self._why = NOT_YET
         with self._reading:
             if self._loaded is not None:
                 self._loaded.close()
@@ -199,44 +193,8 @@ class Ways:
     def remove(self) -> None:
         """Leave nothing in the kernel."""
         self.let_go()
-        cleanup()
-        self._left_over = False
-
-
-def ours(routes: Routes, index: int, program: str) -> list[Filter]:
-    """The filters of one of our programs on an interface."""
-    found = routes.filters(index, egress=DIRECTIONS[program])
-    return [it for it in found if _is_ours(it, program)]
-
-
-def _is_ours(it: Filter, program: str) -> bool:
-    """By kind, place and name, which libbpf makes of the program's and its id."""
-    named = it.kind == "bpf" and it.name.startswith(f"{program}:[")
-    return named and it.priority == PRIORITY and it.handle in (MADE, FOUND)
-
-
-def detach(routes: Routes, index: int) -> bool:
-    """Take our programs from an interface, and the qdisc if it was made for them; whether there was anything."""
-    found = [(program, it) for program in DIRECTIONS for it in ours(routes, index, program)]
-    for program, it in found:
-        TcHook(index, egress=DIRECTIONS[program]).detach(it.handle, it.priority)
-    made = any(it.handle == MADE for _, it in found)
-    if made and not any(routes.filters(index, egress=egress) for egress in DIRECTIONS.values()):
-        TcHook.destroy(index)
-    return bool(found)
-
-
-def cleanup() -> list[str]:
-    """Remove every filter of ours in this network namespace; what that was, in words."""
-    try:
-        with Routes() as routes:
-            return [f"tc programs of interface {name}" for name, index in _by_name() if detach(routes, index)]
-    except OSError:  # no netlink: then nothing was attached from here
-        return []
-
-
-def _by_name() -> Iterator[tuple[str, int]]:
-    yield from sorted(interfaces().items())
+        filters.cleanup()
+        self._attached, self._left_over = set(), False
 
 
 def _packed(address: IPAddress | None) -> bytes:
@@ -248,7 +206,6 @@ def _crosses(way: Way) -> bool:
     return way.server.version != way.passage.vip.address.version
 
 
-def _lacks(way: Way, record: abi.WayRecord) -> bool:
-    """Whether something was not known when it was written."""
-    tunnel = way.passage.forwarding is Forwarding.TUNNEL
-    return (tunnel and record.source == abi.NOWHERE) or (_crosses(way) and record.near == abi.NOWHERE)
+def _have(these: set[Way], way: Way, wanted: bool) -> None:
+    """Have a way among these, or not."""
+    (these.add if wanted else these.discard)(way)
