@@ -31,7 +31,7 @@ struct {
 	__type(value, struct fl_asker);
 } asked SEC(".maps");
 
-/* An IP header without options or extensions, and the ports behind it. */
+/* What a plain IP header says, one without options or extensions, and the ports behind it. */
 struct header {
 	struct fl_addr src, dst; /* in this order, as IPv6 has them */
 	__be16 sport, dport;
@@ -101,7 +101,7 @@ static __always_inline int put(struct __sk_buff *skb, __u32 at, const void *from
 /*
  * The transport's checksum after a change of the pseudo header. Where hardware is to compute it (CHECKSUM_PARTIAL)
  * the field holds another thing, which only the kernel's helper knows; that one in turn spoils CHECKSUM_COMPLETE for
- * IPv6 before Linux 6.16.
+ * IPv6 before Linux 6.16. `ours`: the stack of this host sent it, which never leaves a checksum of UDP out.
  */
 static __always_inline int change_checksum(struct __sk_buff *skb, const struct header *h, __u64 change, _Bool ours)
 {
@@ -188,7 +188,7 @@ static __always_inline int readdress(struct __sk_buff *skb, struct header *h, co
 	return error ? error : change_checksum(skb, h, change, ours);
 }
 
-/* Out of the outer header everything else was made: `h` is the packet inside, its addresses those of the socket. */
+/* Puts the outer header of the tunnel before the packet, whose length stands in `h` after readdress. */
 static __always_inline int wrap(struct __sk_buff *skb, const struct header *h, const struct fl_way *way, __u32 spread)
 {
 	__u8 proto = way->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;

@@ -146,7 +146,9 @@ class Http(Tcp):
 
     method: Annotated[str, TOKEN] = key("GET", "Request method.")
     path: Annotated[str, HTTP_PATH] = key("/", "Request target.")
-    host: Annotated[str | None, nullable(HOST)] = key(None, "The Host header.", shown="the server's address")
+    host: Annotated[str | None, nullable(HOST)] = key(
+        None, "The Host header.", shown="the server's address, or the VIP's with `through: service`"
+    )
     headers: Annotated[dict[Annotated[str, TOKEN], Annotated[str, HEADER_VALUE]], limited(64, "headers")] = key(
         {}, "Further request headers, by name.", shown="{}"
     )
