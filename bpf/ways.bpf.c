@@ -100,7 +100,7 @@ static __always_inline int put(struct __sk_buff *skb, __u32 at, const void *from
 
 /*
  * The transport's checksum after a change of the pseudo header. Where hardware is to compute it (CHECKSUM_PARTIAL)
- * the field holds another thing, which only the kernel's helper knows; that one in turn spoils CHECKSUM_COMPLETE for
+ * the field holds another thing, which only the kernel's own function knows; that one in turn spoils CHECKSUM_COMPLETE for
  * IPv6 before Linux 6.16. `ours`: the stack of this host sent it, which never leaves a checksum of UDP out.
  */
 static __always_inline int change_checksum(struct __sk_buff *skb, const struct header *h, __u64 change, _Bool ours)
