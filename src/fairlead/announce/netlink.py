@@ -2,14 +2,15 @@
 """The host's links and addresses: read, watched and changed through rtnetlink. The only place that does so.
 
 Invariants: every address that is added here carries ``ADDRESS_PROTOCOL`` (and, over IPv4, a label), so that one left
-behind is known again; when the kernel had to drop news (ENOBUFS), all is read anew and the watcher is told (F45).
+behind is known again; when the kernel had to drop news (ENOBUFS), or a dump was interrupted by changes, all is read
+anew, at most twice a second, and the watcher is told (F45); only the kernel is believed.
 Requests wait for the kernel's answer, which it gives before it returns from the call.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from dataclasses import replace
 
 from fairlead.model.net import IPAddress
 from fairlead.protocols import rtnetlink
-from fairlead.protocols.rtnetlink import InterfaceAddress, Link, Message, Outcome
+from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Link, Message, Outcome
 
 ADDRESS_PROTOCOL = 0xFA  # of those that neither the kernel nor another known program uses
 LABEL_SUFFIX = ":fl"
@@ -25,12 +26,17 @@ _LABEL_LIMIT = 15  # IFNAMSIZ without its final zero
 _BUFFER = 1 << 16
 _WATCH_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
+DUMP_S = 0.5  # between two that lost news make necessary
 
 
 class Netlink:
-    """Links by index and addresses by interface, kept up to date by ``read_news``."""
+    """Links by index and addresses by interface, kept up to date by ``read_news``.
 
-    def __init__(self) -> None:
+    Args:
+        buffer: Bytes of news that the kernel may keep for this process; what exceeds them is lost.
+    """
+
+    def __init__(self, buffer: int = _WATCH_BUFFER) -> None:
         self.links: dict[int, Link] = {}
         self.addresses: dict[tuple[int, IPAddress], InterfaceAddress] = {}
         self._sequence = 0
@@ -39,9 +45,13 @@ class Netlink:
         self._watch = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
-        with contextlib.suppress(PermissionError):
-            self._watch.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _WATCH_BUFFER)
+        try:
+            self._watch.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+        except PermissionError:  # then no more than net.core.rmem_max
+            self._watch.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         groups = rtnetlink.LINK_GROUP | rtnetlink.IPV4_ADDRESS_GROUP | rtnetlink.IPV6_ADDRESS_GROUP
+        self._lost = False  # what is known is not all
+        self._dump_at = -math.inf
         self._watch.bind((0, groups))  # before the first dump: nothing falls between the two
         self._read_all()
 
@@ -54,8 +64,25 @@ class Netlink:
         self._request.close()
         self._watch.close()
 
-    def read_news(self) -> bool:
+    def read_news(self, now: float) -> bool:
         """Take in what happened since; True when anything did."""
+        changed = self._drain()
+        if self._lost and now >= self._dump_at:
+            self._dump_at = now + DUMP_S
+            self._read_all()
+            changed = True
+        return changed
+
+    def next_at(self) -> float | None:
+        """When ``read_news`` wants to be called although there may be none."""
+        return self._dump_at if self._lost else None
+
+    def _drain(self) -> bool:
+        """Take in all that is waiting; True when anything was.
+
+        A dump is made after this alone: once news were lost the kernel drops all others until nothing is left to
+        read, and what is left is older than a dump would be, so that an address would come back that has gone.
+        """
         changed = False
         while True:
             try:
@@ -65,10 +92,9 @@ class Netlink:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                self._read_all()
-                changed = True
+                self._lost = True
                 continue
-            if sender[0] != 0:  # only the kernel is believed
+            if sender[0] != 0:
                 continue
             for message in rtnetlink.parse(data):
                 self._take(message)
@@ -120,6 +146,7 @@ class Netlink:
         self.addresses.pop((address.index, address.address), None)
 
     def _read_all(self) -> None:
+        self._lost = False
         self.links.clear()
         self.addresses.clear()
         for request in (rtnetlink.dump_links, rtnetlink.dump_addresses):
@@ -141,6 +168,8 @@ class Netlink:
                 self.addresses.pop((message.index, message.address), None)
             case InterfaceAddress():
                 self.addresses[message.index, message.address] = message
+            case Interrupted():
+                self._lost = True
 
     def _next(self) -> int:
         self._sequence = self._sequence % 0x7FFFFFFF + 1
@@ -159,4 +188,6 @@ class Netlink:
 
     def _replies(self) -> Iterator[Message]:
         while True:
-            yield from rtnetlink.parse(self._request.recv(_BUFFER))
+            data, sender = self._request.recvfrom(_BUFFER)
+            if sender[0] == 0:
+                yield from rtnetlink.parse(data)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fairlead.protocols.rtnetlink import Outcome, attributes, message, messages, outcome
+from fairlead.protocols.rtnetlink import Outcome, attributes, datagram, message, outcome
 
 _NEW_FILTER, _GET_FILTER = 44, 46
 _REQUEST, _DUMP = 0x1, 0x300
@@ -37,7 +37,7 @@ def dump_filters(sequence: int, index: int, *, egress: bool) -> bytes:
 
 def parse(data: bytes) -> Iterator[Filter | Outcome]:
     """What one datagram from the kernel says."""
-    for kind, sequence, body in messages(data):
+    for kind, _, sequence, body in datagram(data):
         if kind == _NEW_FILTER and len(body) >= _TC.size:
             yield _read(body)
         elif (ended := outcome(kind, sequence, body)) is not None:

@@ -23,7 +23,7 @@ _NEW_ADDRESS, _DEL_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _GET_ROUTE = 24, 26
 _NEW_NEIGHBOUR, _GET_NEIGHBOUR = 28, 30
 
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_REQUEST, _ACK, _INTERRUPTED, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x10, 0x300, 0x200, 0x400
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface
@@ -33,7 +33,11 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, interface, state, flags, type
 _ATTRIBUTE = struct.Struct("=HH")
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_BROADCAST, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 3, 4, 6, 8, 11
-_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 1, 3, 4, 5, 18, 37
+_IFLA_XDP, _IFLA_TARGET_NETNSID = 43, 46
+_IFLA_INFO_KIND = 1
+_IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
+_XDP_GENERIC = 2  # XDP_ATTACHED_SKB
 _IFA_F_SECONDARY, _IFA_F_NODAD = 0x01, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -41,12 +45,22 @@ _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _FOREVER = 0xFFFFFFFF
 _SCOPE_LINK = 253
 
-_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x10000
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x8, 0x40, 0x80, 0x10000
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface; ``carrier``: up, and connected to something. ``deleted``: it has gone."""
+    """An interface; ``carrier``: up, and connected to something. ``deleted``: it has gone.
+
+    Attributes:
+        kind: Of a virtual one: ``veth``, ``ipip`` ...; empty for hardware.
+        mtu: 0 when the message does not say.
+        arp: Neighbours are asked for there.
+        peer: Index of what it is tied to (the other end of a veth), 0 for nothing.
+        peer_namespace: The peer's network namespace, as this one numbers it; None: this one.
+        program: Id of its XDP program, 0 for none.
+        generic: That program runs in generic mode.
+    """
 
     index: int
     name: str
@@ -54,6 +68,13 @@ class Link:
     carrier: bool
     loopback: bool = False
     deleted: bool = False
+    kind: str = ""
+    mtu: int = 0
+    arp: bool = True
+    peer: int = 0
+    peer_namespace: int | None = None
+    program: int = 0
+    generic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +127,12 @@ class Outcome:
     error: int
 
 
-Message = Link | InterfaceAddress | Route | Neighbour | Outcome
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """Things changed while a dump was made, which may lack some of them (NLM_F_DUMP_INTR): ask again."""
+
+
+Message = Link | InterfaceAddress | Route | Neighbour | Outcome | Interrupted
 
 
 def add_address(sequence: int, address: InterfaceAddress) -> bytes:
@@ -139,6 +165,12 @@ def dump_links(sequence: int) -> bytes:
     return message(_GET_LINK, _REQUEST | _DUMP, sequence, _LINK.pack(0, 0, 0, 0, 0))
 
 
+def get_link(sequence: int, index: int, namespace: int | None = None) -> bytes:
+    """Ask for one link, also one of another network namespace, by the number that this one has for it."""
+    where = b"" if namespace is None else attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", namespace))
+    return message(_GET_LINK, _REQUEST | _ACK, sequence, _LINK.pack(0, 0, index, 0, 0) + where)
+
+
 def dump_addresses(sequence: int) -> bytes:
     """Ask for all addresses."""
     return message(_GET_ADDRESS, _REQUEST | _DUMP, sequence, _ADDRESS.pack(0, 0, 0, 0, 0))
@@ -158,21 +190,22 @@ def dump_neighbours(sequence: int) -> bytes:
 
 def parse(data: bytes) -> Iterator[Message]:
     """What one datagram from the kernel says."""
-    for kind, sequence, body in messages(data):
+    for kind, flags, sequence, body in datagram(data):
+        if flags & _INTERRUPTED:
+            yield Interrupted()
         found = _read(kind, sequence, body)
         if found is not None:
             yield found
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence number and body of each message in one datagram."""
+def datagram(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and body of each message in it."""
     offset = 0
     while offset + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-        body = data[offset + _HEADER.size : offset + length]
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
         if length < _HEADER.size or offset + length > len(data):
             return
-        yield kind, sequence, body
+        yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
         offset += aligned(length)
 
 
@@ -206,7 +239,7 @@ def _read_route(body: bytes) -> Route | None:
     via = found.get(_RTA_VIA)
     return Route(
         destination,
-        int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder),
+        _number(found.get(_RTA_OIF)),
         _address(found.get(_RTA_PREFSRC)),
         _address(found.get(_RTA_GATEWAY)) or (_address(via[2:]) if via else None),
         kind == _RTN_LOCAL,
@@ -221,6 +254,14 @@ def _read_neighbour(body: bytes) -> Neighbour | None:
     return None if address is None else Neighbour(index, address, found.get(_NDA_LLADDR, b""))
 
 
+def _number(raw: bytes | None) -> int:
+    return int.from_bytes(raw or b"", sys.byteorder)
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").rstrip(b"\0").decode(errors="surrogateescape")
+
+
 def _address(packed: bytes | None) -> IPAddress | None:
     return ip_address(packed) if packed is not None and len(packed) in (4, 16) else None
 
@@ -230,10 +271,24 @@ def _read_link(body: bytes, *, deleted: bool) -> Link | None:
     if family != 0:  # a bridge tells about its ports in the same way
         return None
     found = dict(attributes(body, _LINK.size))
-    name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="surrogateescape")
     wanted = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
-    carrier = not deleted and flags & wanted == wanted
-    return Link(index, name, found.get(_IFLA_ADDRESS, b""), carrier, bool(flags & _IFF_LOOPBACK), deleted)
+    xdp = dict(attributes(found.get(_IFLA_XDP, b""), 0))
+    namespace = found.get(_IFLA_LINK_NETNSID)
+    return Link(
+        index,
+        _text(found.get(_IFLA_IFNAME)),
+        found.get(_IFLA_ADDRESS, b""),
+        carrier=not deleted and flags & wanted == wanted,
+        loopback=bool(flags & _IFF_LOOPBACK),
+        deleted=deleted,
+        kind=_text(dict(attributes(found.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND)),
+        mtu=_number(found.get(_IFLA_MTU)),
+        arp=not flags & _IFF_NOARP,
+        peer=_number(found.get(_IFLA_LINK)),
+        peer_namespace=None if namespace is None else _number(namespace),
+        program=_number(xdp.get(_IFLA_XDP_PROG_ID)),
+        generic=_number(xdp.get(_IFLA_XDP_ATTACHED)) == _XDP_GENERIC,
+    )
 
 
 def _read_address(body: bytes, *, deleted: bool) -> InterfaceAddress | None:
@@ -242,7 +297,7 @@ def _read_address(body: bytes, *, deleted: bool) -> InterfaceAddress | None:
     packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
     if packed is None or len(packed) not in (4, 16):
         return None
-    label = found.get(_IFA_LABEL, b"").rstrip(b"\0").decode(errors="surrogateescape")
+    label = _text(found.get(_IFA_LABEL))
     protocol = found.get(_IFA_PROTO, b"\0")[0]
     return InterfaceAddress(index, ip_address(packed), prefix, label, protocol, bool(flags & _IFA_F_SECONDARY), deleted)
 

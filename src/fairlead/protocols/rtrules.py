@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from fairlead.model.net import IPAddress
-from fairlead.protocols.rtnetlink import Outcome, attribute, attributes, message, messages, outcome
+from fairlead.protocols.rtnetlink import Outcome, attribute, attributes, datagram, message, outcome
 
 OWNER = 0xFA  # of rules and routes that neither the kernel nor another known program made (FRA_PROTOCOL)
 TABLE = 0xFA5000
@@ -65,7 +65,7 @@ def delete_local_route(sequence: int, version: int, loopback: int) -> bytes:
 
 def parse(data: bytes) -> Iterator[Rule | Outcome]:
     """What one datagram from the kernel says about our rules."""
-    for kind, sequence, body in messages(data):
+    for kind, _, sequence, body in datagram(data):
         if kind == _NEW_RULE and len(body) >= _RULE.size and (rule := _read_rule(body)) is not None:
             yield rule
         elif (ended := outcome(kind, sequence, body)) is not None:

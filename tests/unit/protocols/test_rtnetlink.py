@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.protocols import rtnetlink
-from fairlead.protocols.rtnetlink import InterfaceAddress, Link, Outcome
+from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Link, Outcome
 
 V4 = InterfaceAddress(3, ip_address("192.0.2.10"), 24, "eth0:fl", 0xFA)
 V6 = InterfaceAddress(3, ip_address("2001:db8::10"), 64, "", 0xFA)
@@ -67,3 +67,34 @@ def test_a_damaged_message_is_taken(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     list(rtnetlink.parse(bytes(whole)))
+
+
+def test_an_interrupted_dump_says_so() -> None:
+    whole = link(0x10043)
+    assert [type(it) for it in rtnetlink.parse(whole[:6] + b"\x12\0" + whole[8:])] == [Interrupted, Link]
+    assert [type(it) for it in rtnetlink.parse(whole[:6] + b"\x02\0" + whole[8:])] == [Link]
+
+
+def test_a_link_tells_its_kind_its_peer_and_its_program() -> None:
+    def nested(kind: int, *parts: bytes) -> bytes:
+        return rtnetlink.attribute(kind | 0x8000, b"".join(parts))
+
+    whole = rtnetlink.message(16, 0, 0, struct.pack("=BxHiII", 0, 1, 3, 0x100C3, 0) + b"".join((
+        rtnetlink.attribute(3, b"tunl0\0"),
+        rtnetlink.attribute(4, struct.pack("=I", 1400)),
+        rtnetlink.attribute(5, struct.pack("=I", 7)),
+        rtnetlink.attribute(37, struct.pack("=i", 2)),
+        nested(18, rtnetlink.attribute(1, b"ipip\0")),
+        nested(43, rtnetlink.attribute(2, b"\2"), rtnetlink.attribute(4, struct.pack("=I", 99))),
+    )))  # fmt: skip
+    (read,) = rtnetlink.parse(whole)
+    assert read == Link(
+        3, "tunl0", b"", True, kind="ipip", mtu=1400, arp=False, peer=7, peer_namespace=2, program=99, generic=True
+    )
+
+
+def test_a_link_of_another_namespace_is_asked_for_by_its_number() -> None:
+    (read,) = rtnetlink.parse(rtnetlink.get_link(7, 5).replace(b"\x12\0", b"\x10\0", 1))
+    assert isinstance(read, Link)
+    assert read.index == 5
+    assert struct.pack("=HHi", 8, 46, 3) in rtnetlink.get_link(7, 5, 3)

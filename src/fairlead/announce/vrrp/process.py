@@ -84,7 +84,12 @@ class Process:
 
     def _next_at(self) -> float:
         routers = (*self._routers.values(), *self._leaving)
-        moments = [self._tick_at, self._addresses.next_at(), *(router.next_at() for router in routers)]
+        moments = [
+            self._tick_at,
+            self._addresses.next_at(),
+            self._host.next_at(),
+            *(router.next_at() for router in routers),
+        ]
         return min(moment for moment in moments if moment is not None)
 
     def _watch(self) -> None:
@@ -113,7 +118,7 @@ class Process:
     def _hear(self) -> float:
         """Read everything; how long ago that began."""
         began = time.monotonic()
-        if self._host.read_news():
+        if self._host.read_news(began):
             self._refresh(began)
         for wire in list(self._wires.values()):
             for datagram in wire.receive_all():

@@ -87,7 +87,10 @@ class Routes:
     ) -> None:
         sock.send(request)
         while True:
-            for found in rtrules.parse(sock.recv(_BUFFER)):
+            data, sender = sock.recvfrom(_BUFFER)
+            if sender[0] != 0:  # only the kernel is believed
+                continue
+            for found in rtrules.parse(data):
                 if isinstance(found, Rule):
                     if held is not None:
                         held.add(found)

@@ -20,10 +20,11 @@ from fairlead.model.vip import Vip
 from fairlead.model.xdp import XdpSettings
 from fairlead.protocols import rtfilters, rtnetlink
 from fairlead.protocols.rtfilters import Filter
-from fairlead.protocols.rtnetlink import InterfaceAddress, Message, Neighbour, Outcome, Route
+from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Message, Neighbour, Outcome, Route
 
 _BUFFER = 1 << 17
 _LOOPBACK = 1
+_DUMPS = 8
 ASK_ALL = 1024  # of more servers than these, one in each /24 or /64 is asked about
 SYSCTL = Path("/proc/sys/net")
 _ANYWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # documentation addresses: the default route answers for them
@@ -177,11 +178,11 @@ class Routes:
 
     def addresses(self) -> list[InterfaceAddress]:
         """All addresses of the host."""
-        return [it for it in self._ask(rtnetlink.dump_addresses(self._next())) if isinstance(it, InterfaceAddress)]
+        return [it for it in self._dump(rtnetlink.dump_addresses) if isinstance(it, InterfaceAddress)]
 
     def neighbours(self) -> list[Neighbour]:
         """All neighbours that the host knows."""
-        return [it for it in self._ask(rtnetlink.dump_neighbours(self._next())) if isinstance(it, Neighbour)]
+        return [it for it in self._dump(rtnetlink.dump_neighbours) if isinstance(it, Neighbour)]
 
     def filters(self, index: int, *, egress: bool) -> list[Filter]:
         """All filters of tc in one direction of an interface."""
@@ -192,13 +193,24 @@ class Routes:
         self._sequence += 1
         return self._sequence
 
+    def _dump(self, request: Callable[[int], bytes]) -> list[Message | Filter]:
+        """All that there is; a dump that changes interrupted is made again, for a while (F45)."""
+        for _ in range(_DUMPS):
+            found = list(self._ask(request(self._next())))
+            if not any(isinstance(it, Interrupted) for it in found):
+                break
+        return found
+
     def _ask(
         self, request: bytes, parse: Callable[[bytes], Iterator[Message | Filter]] = rtnetlink.parse
     ) -> Iterator[Message | Filter]:
         """What the kernel says to a request; an error of a lookup means that there is nothing."""
         self._socket.send(request)
         while True:
-            for message in parse(self._socket.recv(_BUFFER)):
+            data, sender = self._socket.recvfrom(_BUFFER)
+            if sender[0] != 0:  # only the kernel is believed
+                continue
+            for message in parse(data):
                 if not isinstance(message, Outcome):
                     yield message
                 elif message.sequence == self._sequence:
