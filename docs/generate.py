@@ -47,7 +47,7 @@ $ curl --unix-socket /run/fairlead/api.sock -X PATCH -H 'Content-Type: applicati
 def command_line() -> str:
     """Every verb with its help and options."""
     nothing: Callable[..., Any] = lambda *_: 0  # noqa: E731
-    program = build(LocalVerbs(run=nothing, demo=nothing, check=nothing, cleanup=nothing))
+    program = build(LocalVerbs(run=nothing, demo=nothing, check=nothing, cleanup=nothing, doctor=nothing))
     parts = ["# The command line\n", GENERATED, _paragraphs(program.help)]
     for name, command in program.commands.items():
         parts += [f"## fairlead {name}\n", f"`fairlead {name}{_usage(command)}`\n", _paragraphs(command.help)]

@@ -19,6 +19,7 @@ from fairlead.announce.netlink import DUMP_S, Netlink
 from fairlead.dataplane.xdp.host import Routes
 from fairlead.model.vip import STATIC, Vip
 from fairlead.protocols import rtnetlink
+from fairlead.protocols.rtfilters import Filter
 from fairlead.protocols.rtnetlink import Interrupted, Message
 from support.netns import Lan, Node, lan
 
@@ -162,7 +163,7 @@ def test_f45_the_data_plane_makes_an_interrupted_dump_again(node: Node, monkeypa
     asked: list[bytes] = []
     whole = Routes._ask
 
-    def torn(self: Routes, request: bytes) -> Iterator[Message]:
+    def torn(self: Routes, request: bytes) -> Iterator[Message | Filter]:
         asked.append(request)
         if len(asked) == 1:
             yield Interrupted()

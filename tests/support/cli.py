@@ -13,11 +13,18 @@ from fairlead.cli.local import LocalVerbs
 from fairlead.cli.main import build
 from fairlead.errors import ConfigError, Problem
 from fairlead.model.configuration import Configuration
+from fairlead.model.host import Finding
+from fairlead.model.reasons import HostCheck, Severity
 
 PROGRAM = (sys.executable, "-c", "from support.cli import build, local; build(local())()")
 FINDINGS = (
     Problem("bad.yaml", 3, 5, "services.web.listn", "unknown key; did you mean `listen`?"),
     Problem("bad.yaml", 9, 1, "pools", "must not be empty"),
+)
+
+FOUND = (
+    Finding(HostCheck.RP_FILTER, Severity.ERROR, "net.ipv4.conf.eth0.rp_filter", "is strict", "sysctl -w a=2"),
+    Finding(HostCheck.LRO, Severity.OK, "eth0", "off"),
 )
 
 
@@ -43,7 +50,7 @@ def local() -> LocalVerbs:
         print(options)  # noqa: T201 - its only effect
         return 0
 
-    return LocalVerbs(run, run, check, lambda _: [])
+    return LocalVerbs(run, run, check, lambda _: [], lambda *_: FOUND)
 
 
 def invoke(*arguments: str, verbs: LocalVerbs | None = None, **extra: str) -> Result:

@@ -294,11 +294,12 @@ class Crossing:
             loaded = next(it for it in self._programs if it.programs[other].id == server.decapsulation.state()[0])
             server.decapsulation.replace(loaded.programs[wanted], loaded.programs[other])
 
-    def ready(self) -> None:
-        """Everything is connected: let frames through that the program sends."""
+    def ready(self, without: tuple[str, ...] = ()) -> None:
+        """Everything is connected: let frames through that the program sends, but for some ports of the switches."""
         for name in self.net.nodes:
-            self._attach_switch(f"p-{name}")
-            self._attach_switch(f"q-{name}")
+            for port in (f"p-{name}", f"q-{name}"):
+                if port not in without:
+                    self._attach_switch(port)
 
     def _hide(self, node: Node, vips: tuple[str, ...]) -> None:
         self._sysctl(node, "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")

@@ -61,7 +61,7 @@ def test_every_configuration_in_a_document_loads() -> None:
 
 def test_every_command_in_a_document_exists() -> None:
     nothing: Callable[..., Any] = lambda *_: 0  # noqa: E731
-    program = build(LocalVerbs(run=nothing, demo=nothing, check=nothing, cleanup=nothing))
+    program = build(LocalVerbs(run=nothing, demo=nothing, check=nothing, cleanup=nothing, doctor=nothing))
     used = set()
     for path in DOCUMENTS:
         for line in re.findall(r"`([^`\n]+)`|^\$ (.+)$", path.read_text(), re.MULTILINE):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.model.reasons import DownReason, IdleReason, RejectReason, ShareReason
+from fairlead.model.reasons import DownReason, HostCheck, IdleReason, RejectReason, ShareReason
 from fairlead.protocols.vrrp.machine import Why
 from fairlead.protocols.vrrp.packet import InvalidReason
 
@@ -87,5 +87,6 @@ def test_every_reason_is_documented_and_no_other() -> None:
         | set(DownReason)
         | set(IdleReason)
         | set(ShareReason)
+        | set(HostCheck)
     )
     assert documented == known

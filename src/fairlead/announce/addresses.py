@@ -19,6 +19,7 @@ from fairlead.announce.l2 import Announcements, Port
 from fairlead.announce.netlink import Netlink
 from fairlead.model.net import IPAddress
 from fairlead.model.vip import Vip
+from fairlead.policy.eligibility import contested
 from fairlead.protocols.rtnetlink import Link
 
 PROBE_S = 10.0
@@ -277,7 +278,7 @@ class Addresses:
         it.probe_at = now + SETTLE_S
 
     def _judge(self, it: _Address, now: float) -> None:
-        alarm = len(it.answers) >= (1 if it.held else 2)
+        alarm = contested(len(it.answers), held=it.held)
         if alarm and not it.alarm:
             it.conflicts += 1
             who = ", ".join(sorted(mac.hex(":") for mac in it.answers))

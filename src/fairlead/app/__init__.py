@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from fairlead.cli.local import DemoOptions, RunOptions
     from fairlead.model.configuration import Configuration
+    from fairlead.model.host import Finding
 
 
 def main() -> None:
@@ -17,7 +19,7 @@ def main() -> None:
     from fairlead.cli.local import LocalVerbs  # noqa: PLC0415 - only the entry point needs them
     from fairlead.cli.main import build  # noqa: PLC0415
 
-    build(LocalVerbs(run=_run, demo=_demo, check=_check, cleanup=_cleanup))()
+    build(LocalVerbs(run=_run, demo=_demo, check=_check, cleanup=_cleanup, doctor=_doctor))()
 
 
 def _run(options: RunOptions) -> int:
@@ -42,3 +44,9 @@ def _cleanup(socket: Path) -> list[str]:
     from fairlead.app import verbs  # noqa: PLC0415
 
     return verbs.cleanup(socket)
+
+
+def _doctor(configuration: Configuration, as_real_server: bool) -> Sequence[Finding]:
+    from fairlead.app import verbs  # noqa: PLC0415
+
+    return verbs.doctor(configuration, as_real_server)

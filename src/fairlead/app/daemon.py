@@ -47,7 +47,7 @@ Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NATIVE = Path(__file__).parent.parent / "_native"
 WORKER = NATIVE / "fairlead-worker"
-
+PROGRAMS = Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o", NATIVE / "ways.bpf.o")
 
 MOST_PROBES = 8192  # under way at once; each takes a descriptor
 
@@ -116,7 +116,7 @@ class _Run:
         )
         packets = XdpDataPlane(
             settings=daemon.loaded.configuration.xdp,
-            programs=Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o", NATIVE / "ways.bpf.o"),
+            programs=PROGRAMS,
             build_table=tables.build,
             on_event=self._dataplane_event,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that run here instead of asking a daemon: run, demo, check."""
+"""The verbs that run here instead of asking a daemon: run, demo, check, doctor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairlead.app.cleanup import clean_up
 from fairlead.app.daemon import Daemon, serve
+from fairlead.app.doctor import examine
 from fairlead.cli.local import DemoOptions, RunOptions
 from fairlead.config.load import Loaded, Source, load
 from fairlead.config.options import from_options
@@ -20,6 +22,7 @@ from fairlead.demo.servers import DemoServers
 from fairlead.engine import logs
 from fairlead.engine.sources import read_sources
 from fairlead.model.configuration import Configuration
+from fairlead.model.host import Finding
 from fairlead.model.paths import SOCKET_VARIABLE, default_socket
 
 
@@ -33,6 +36,11 @@ def check(file: Path) -> Configuration:
     for warning in loaded.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     return loaded.configuration
+
+
+def doctor(configuration: Configuration, as_real_server: bool) -> Sequence[Finding]:
+    """Examine this host; change nothing."""
+    return examine(configuration, as_real_server=as_real_server)
 
 
 def run(options: RunOptions) -> int:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fairlead.model.configuration import Configuration
+    from fairlead.model.host import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,11 @@ class LocalVerbs:
         demo: Runs the demonstration until it is told to stop; the exit code.
         check: Loads a file and returns what it says; raises ConfigError.
         cleanup: Removes what the daemon with this socket left in the kernel; what that was, in words.
+        doctor: Examines this host for a configuration, as a balancer, or (True) as a real server.
     """
 
     run: Callable[[RunOptions], int]
     demo: Callable[[DemoOptions], int]
     check: Callable[[Path], Configuration]
     cleanup: Callable[[Path], list[str]]
+    doctor: Callable[[Configuration, bool], Sequence[Finding]]

@@ -11,19 +11,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fairlead import __version__
-from fairlead.cli.exits import FINE, INVALID
+from fairlead.cli.exits import FAILED, FINE, INVALID
 from fairlead.cli.guard import Program
 from fairlead.cli.local import DemoOptions, LocalVerbs, RunOptions
-from fairlead.cli.output import FORMATS, as_yaml
+from fairlead.cli.output import FORMATS, as_yaml, colour_wanted
 from fairlead.errors import ConfigError
 from fairlead.model.paths import DEFAULT_FILE, default_socket, named_socket
+from fairlead.model.reasons import Severity
+
+if TYPE_CHECKING:
+    from fairlead.model.configuration import Configuration
+    from fairlead.model.host import Finding
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,6 +47,7 @@ def build(local: LocalVerbs) -> click.Group:
         """
 
     _add_local(program, local)
+    _add_doctor(program, local)
     _add_show(program)
     for verb, meaning in (
         ("drain", "Give a server no new connections.\n\nThose it has live on until the drain_timeout of the pool."),
@@ -137,13 +143,8 @@ def _add_local(program: click.Group, local: LocalVerbs) -> None:
 
 
 def _check(local: LocalVerbs, file: Path, output: str) -> int:
-    try:
-        configuration = local.check(file)
-    except ConfigError as error:
-        if output == "table":
-            raise
-        problems = [dataclasses.asdict(problem) for problem in error.problems]
-        click.echo(_encoded({"file": str(file), "valid": False, "problems": problems}, output))
+    configuration = _loaded(local, file, output)
+    if configuration is None:
         return INVALID
     if output != "table":
         click.echo(_encoded({"file": str(file), "valid": True, "problems": []}, output))
@@ -156,6 +157,59 @@ def _check(local: LocalVerbs, file: Path, output: str) -> int:
     ]
     click.echo(f"{file}: valid: {', '.join(counts)}")
     return FINE
+
+
+def _loaded(local: LocalVerbs, file: Path, output: str) -> Configuration | None:
+    """The configuration; None when it is invalid and that was printed in the form that was asked for."""
+    try:
+        return local.check(file)
+    except ConfigError as error:
+        if output == "table":
+            raise
+        problems = [dataclasses.asdict(problem) for problem in error.problems]
+        click.echo(_encoded({"file": str(file), "valid": False, "problems": problems}, output))
+        return None
+
+
+def _add_doctor(program: click.Group, local: LocalVerbs) -> None:
+    @program.command()
+    @click.argument("file", required=False, default=DEFAULT_FILE, type=click.Path(path_type=Path))
+    @click.option(
+        "--real-server", is_flag=True, help="This machine is a server of a dsr or tunnel service in FILE, no balancer."
+    )
+    @_output_option
+    def doctor(file: Path, real_server: bool, output: str) -> int:
+        """Check this host; name what is wrong, and the fix.
+
+        Looks at capabilities, kernel, sysctls, offloads, MTU, XDP programs of others and at who answers for the VIPs,
+        for the services of FILE, by default /etc/fairlead/fairlead.yaml, in this network namespace. Needs no daemon
+        and changes nothing. The exit code is 1 when a finding is an error.
+        """
+        configuration = _loaded(local, file, output)
+        if configuration is None:
+            return INVALID
+        findings = local.doctor(configuration, real_server)
+        _print_findings(findings, {"file": str(file), "role": "real_server" if real_server else "balancer"}, output)
+        return FAILED if any(it.severity is Severity.ERROR for it in findings) else FINE
+
+
+def _print_findings(findings: Sequence[Finding], about: dict[str, str], output: str) -> None:
+    from fairlead.cli.findings import lines  # noqa: PLC0415 - only this verb needs tables
+
+    if output == "table":
+        click.echo("\n".join(lines(findings, colour=colour_wanted())))
+        return
+    listed = [
+        {
+            "name": it.name.value,
+            "severity": it.severity.value,
+            "subject": it.subject,
+            "message": it.message,
+            "fix": it.fix or None,
+        }
+        for it in findings
+    ]
+    click.echo(_encoded({**about, "findings": listed}, output))
 
 
 def _add_show(program: click.Group) -> None:

@@ -20,6 +20,9 @@ _MARKS = {
     "drain": "warn",
     "maint": "warn",
     "no": "bad",
+    "ok": "good",
+    "warning": "warn",
+    "error": "bad",
 }
 
 

@@ -67,3 +67,39 @@ class ShareReason(StrEnum):
 
     SLOW_START = "slow_start"
     AGENT = "agent"  # the agent on it says so
+
+
+class HostCheck(StrEnum):
+    """What ``fairlead doctor`` looks at; the daemon tells about some of it as events of the same name."""
+
+    CAPABILITIES = "capabilities"
+    KERNEL = "kernel"
+    LIBBPF = "libbpf"
+    XDP_PROGRAM = "xdp_program"  # the compiled object that belongs to this version
+    BPFFS = "bpffs"
+    INTERFACES = "interfaces"  # those that the file names, or that the routes lead to
+    FORWARDING = "forwarding"
+    RP_FILTER = "rp_filter"
+    ARP_IGNORE = "arp_ignore"
+    ARP_ANNOUNCE = "arp_announce"
+    ARP_ACCEPT = "arp_accept"
+    LRO = "lro"
+    GRO = "gro"
+    FOREIGN_XDP = "foreign_xdp"
+    XDP_MODE = "xdp_mode"
+    VETH_PEER = "veth_peer"
+    VETH_CHECKSUMS = "veth_checksums"
+    SERVER_ROUTE = "server_route"
+    TUNNEL_MTU = "tunnel_mtu"
+    VIP_OWNERS = "vip_owners"
+    REAL_SERVER = "real_server"  # this machine is one of the file
+    VIP_PLACE = "vip_place"
+    DECAPSULATION = "decapsulation"
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    ERROR = "error"  # traffic is lost
+    WARNING = "warning"  # traffic may be lost, or it cannot be seen from here
+    OK = "ok"

@@ -95,3 +95,8 @@ def next_at(state: Eligibility) -> float | None:
 
 def _recovery_s(falls: int) -> float:
     return float(min(RECOVERY_S * 2 ** min(falls - 1, 10), MAX_RECOVERY_S))
+
+
+def contested(answers: int, *, held: bool) -> bool:
+    """Whether a VIP has one owner too many: so many others answer for it, and this node may hold it as well."""
+    return answers >= (1 if held else 2)

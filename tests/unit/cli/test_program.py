@@ -19,6 +19,8 @@ import yaml
 from fairlead import __version__
 from fairlead.cli.local import DemoOptions, LocalVerbs, RunOptions
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError
+from fairlead.model.host import Finding
+from fairlead.model.reasons import HostCheck, Severity
 from support.api import Serving, server_view
 from support.cli import FINDINGS, PROGRAM, environment, invoke, local
 
@@ -118,6 +120,59 @@ def test_check() -> None:
             "valid": False,
             "problems": [dataclasses.asdict(finding) for finding in FINDINGS],
         }
+
+
+def test_doctor_lists_findings_with_their_fixes() -> None:
+    result = invoke("doctor", "good.yaml")
+    assert result.exit_code == 1
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["SEVERITY", "NAME", "SUBJECT", "FINDING"],
+        ["error", "rp_filter", "net.ipv4.conf.eth0.rp_filter", "is", "strict"],
+        ["fix:", "sysctl", "-w", "a=2"],
+        ["ok", "lro", "eth0", "off"],
+        ["errors:", "1,", "warnings:", "0,", "ok:", "1"],
+    ]
+
+
+def test_doctor_tells_scripts_what_it_was_asked_and_found() -> None:
+    for arguments, role in (((), "balancer"), (("--real-server",), "real_server")):
+        result = invoke("doctor", "good.yaml", "-o", "json", *arguments)
+        assert (result.exit_code, result.stderr) == (1, "")
+        told = json.loads(result.stdout)
+        assert (told["file"], told["role"]) == ("good.yaml", role)
+        assert told["findings"] == [
+            {
+                "name": "rp_filter",
+                "severity": "error",
+                "subject": "net.ipv4.conf.eth0.rp_filter",
+                "message": "is strict",
+                "fix": "sysctl -w a=2",
+            },
+            {"name": "lro", "severity": "ok", "subject": "eth0", "message": "off", "fix": None},
+        ]
+        assert yaml.safe_load(invoke("doctor", "good.yaml", "-o", "yaml", *arguments).stdout) == told
+
+
+def test_doctor_is_asked_in_one_role_and_fails_for_errors_alone() -> None:
+    asked: list[bool] = []
+
+    def examine(_: object, as_real_server: bool) -> list[Finding]:
+        asked.append(as_real_server)
+        return [Finding(HostCheck.BPFFS, Severity.WARNING, "x", "y"), Finding(HostCheck.LRO, Severity.OK, "x", "y")]
+
+    verbs = dataclasses.replace(local(), doctor=examine)
+    assert invoke("doctor", "good.yaml", verbs=verbs).exit_code == 0
+    assert invoke("doctor", "good.yaml", "--real-server", verbs=verbs).exit_code == 0
+    assert asked == [False, True]
+
+
+def test_doctor_of_an_invalid_file() -> None:
+    result = invoke("doctor", "bad.yaml")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "bad.yaml:3:5" in result.stderr
+    result = invoke("doctor", "bad.yaml", "-o", "json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["valid"] is False
 
 
 @pytest.mark.parametrize(

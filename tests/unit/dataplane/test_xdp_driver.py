@@ -380,6 +380,6 @@ async def test_switched_off_forwarding_is_told_by_name(no_forwarding: None) -> N
     events: list[tuple[str, str, str]] = []
     async with opened_plane(events) as made:
         await bring(made, state())
-        told = [event for event in events if event[0] == "forwarding_off"]
+        told = [event for event in events if event[0] == "forwarding"]
         assert [subject for _, subject, _ in told] == ["net.ipv4.conf.eth0.forwarding"]
         assert "sysctl -w net.ipv4.ip_forward=1" in told[0][2]

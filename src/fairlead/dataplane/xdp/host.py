@@ -6,6 +6,7 @@ Invariant: nothing here changes the host.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Self
 
 from fairlead.model.net import IPAddress
+from fairlead.model.reasons import Severity
 from fairlead.model.vip import Vip
 from fairlead.model.xdp import XdpSettings
+from fairlead.policy import switches
 from fairlead.protocols import rtfilters, rtnetlink
 from fairlead.protocols.rtfilters import Filter
-from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Message, Neighbour, Outcome, Route
+from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Link, Message, Neighbour, Outcome, Route
 
 _BUFFER = 1 << 17
 _LOOPBACK = 1
@@ -87,15 +90,15 @@ class Host:
         named = {vip.address: vip.interface for vip in self.vips}
         with Routes() as routes:
             carried = {it.address: it.index for it in routes.addresses() if it.index != _LOOPBACK}
+            default = {version: routes.default(version) for version in {it.version for it in addresses}}
             for address in addresses:
+                route = default[address.version]
                 if address in named and named[address] in present:
                     yield present[named[address]]
                 elif address in carried:
                     yield carried[address]
-                else:
-                    route = routes.default(address.version)
-                    if route is not None and route.usable:
-                        yield route.index
+                elif route is not None and route.usable:
+                    yield route.index
 
     def of_ways(self, vips: Iterable[IPAddress], servers: Sequence[IPAddress]) -> dict[str, int]:
         """The interfaces that probes by the way of services leave or come back by, by name."""
@@ -126,20 +129,28 @@ class Host:
         beside = [it for it in usable if names.get(it.index) in placed]
         return next((it.address for it in (*beside, *usable)), None)
 
-    def check_forwarding(self, names: Iterable[str], families: Iterable[int]) -> None:
-        """Tell about interfaces whose packets the kernel would not forward."""
-        for family in families:
-            for name in names:
-                switch = f"net.ipv{family}.conf.{name}.forwarding"
-                try:
-                    value = (SYSCTL / f"ipv{family}/conf/{name}/forwarding").read_text().strip()
-                except OSError:
-                    continue
-                general = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
-                self._tell_once(
-                    value == "0", "forwarding_off", switch,
-                    f"is 0, so packets that come in by {name} are dropped: sysctl -w {general}=1",
-                )  # fmt: skip
+    def check_switches(self, names: Iterable[str], addresses: Iterable[IPAddress], families: Iterable[int]) -> None:
+        """Tell about interfaces that the kernel does not let packets through.
+
+        Args:
+            names: Interfaces that carry the program.
+            addresses: Where services are offered: packets of clients come in by the interfaces of these.
+            families: IP versions of the services.
+        """
+        carrying = list(names)
+        sysctls = read_switches(("all", *carrying))
+        versions = set(families)
+        found = [switches.forwarding(sysctls, name, version) for version in sorted(versions) for name in carrying]
+        if 4 in versions:
+            present = {name: index for index, name in socket.if_nameindex()}
+            by = {index: name for name, index in present.items()}
+            with Routes() as routes:
+                default = routes.default(4)
+            back = [by.get(default.index, "")] if default is not None and default.usable else []
+            asked = {by[index] for index in self._of_vips(frozenset(addresses), present) if index in by}
+            found += [switches.rp_filter(sysctls, name, back) for name in carrying if name in asked]
+        for it in found:
+            self._tell_once(it.severity is not Severity.OK, it.name, it.subject, f"{it.message}: {it.fix}")
 
     def _tell_once(self, holds: bool, kind: str, subject: str, message: str) -> None:
         if not holds:
@@ -149,8 +160,23 @@ class Host:
             self._event(kind, subject, message)
 
 
+def read_switches(interfaces: Iterable[str]) -> dict[str, int]:
+    """The switches of interfaces, by name; those that are not there are left out."""
+    return read_sysctls(name for interface in interfaces for name in switches.names(interface))
+
+
+def read_sysctls(names: Iterable[str]) -> dict[str, int]:
+    """Values by name; what is not there, or is no number, is left out."""
+    found = {}
+    for name in names:
+        parts = (part.replace("/", ".") for part in name.split(".")[1:])
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int(SYSCTL.joinpath(*parts).read_text())
+    return found
+
+
 class Routes:
-    """A conversation with the kernel about routes, addresses and neighbours."""
+    """A conversation with the kernel about links, routes, addresses and neighbours."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -175,6 +201,18 @@ class Routes:
         """The route to somewhere far away."""
         (address,) = ip_network(_ANYWHERE[family])
         return self.get(address)
+
+    def links(self) -> list[Link]:
+        """All interfaces of the host."""
+        return [it for it in self._dump(rtnetlink.dump_links) if isinstance(it, Link)]
+
+    def link(self, index: int, namespace: int | None) -> Link | None:
+        """One interface, also of another network namespace; None where that is hidden from this process."""
+        with contextlib.suppress(OSError):
+            for message in self._ask(rtnetlink.get_link(self._next(), index, namespace)):
+                if isinstance(message, Link):
+                    return message
+        return None
 
     def addresses(self) -> list[InterfaceAddress]:
         """All addresses of the host."""

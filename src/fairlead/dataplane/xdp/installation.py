@@ -315,7 +315,8 @@ class Installation:
         if self.settings.interfaces is not None and held.listeners:
             for index in set(self.kernel.attached) - set(wanted.values()):
                 self.kernel.detach(index)
-        self.host.check_forwarding([it.name for it in self.kernel.attached.values()], sorted(needs.families))
+        carrying = [it.name for it in self.kernel.attached.values()]
+        self.host.check_switches(carrying, addresses, needs.families)
         self.refresh_near()
 
     def _keep_sources(self) -> None:

@@ -436,13 +436,26 @@ def namespace_root() -> Path:
     return BPFFS / HOME / str(_inode("/proc/self/ns/net"))
 
 
+def pinned_program(index: int) -> int:
+    """Id of the program that a link of ours has on an interface; 0: there is none."""
+    try:
+        link = Link.at(namespace_root() / f"{LINK}{index}")
+    except FileNotFoundError:
+        return 0
+    try:
+        program, alive = link.state()
+    finally:
+        link.close()
+    return program if alive == index else 0
+
+
 def ensure_bpffs(event: Event) -> None:
     """Have the BPF file system where it belongs.
 
     Raises:
         UnsupportedFeature: It cannot be mounted.
     """
-    if _is_bpffs(BPFFS):
+    if is_bpffs(BPFFS):
         return
     try:
         BPFFS.mkdir(exist_ok=True)
@@ -530,7 +543,8 @@ def _foreign(interface: str, number: int) -> str:
     )
 
 
-def _is_bpffs(path: Path) -> bool:
+def is_bpffs(path: Path) -> bool:
+    """Whether the BPF file system is mounted there."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         if left.split()[4] == str(path) and right.split()[0] == "bpf":

@@ -198,6 +198,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def trouble() -> str:
+    """Why the library cannot be used, in a sentence; empty when it can."""
+    try:
+        _library()
+    except UnsupportedFeature as error:
+        return error.needs
+    return ""
+
+
 def _fail(what: str, code: int) -> DataPlaneError | UnsupportedFeature:
     """The error for an errno value; ``what`` starts the sentence."""
     if code in (errno.EPERM, errno.EACCES):
