@@ -20,7 +20,7 @@ from support.crossing import PROGRAM, Crossing, Daemon, crossing, inside_of
 from support.netns import Lan, Node, ip
 from support.wait import until
 
-pytestmark = [pytest.mark.root, pytest.mark.system]
+pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.timeout(120)]
 VIP, VIP6 = "10.9.0.100", "fd00:9::100"
 VIPS = """
 vips:
