@@ -32,7 +32,7 @@ fmt: $(READY) ## format and repair what can be repaired
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-bench: packages $(READY) ## compare with HAProxy, nginx and a direct connection; ARGS=--quick for a minute
+bench: packages $(READY) ## compare with HAProxy, nginx, nft and no load balancer (root: all rows); ARGS="--quick --only B8"
 	$(PYTHON) -m bench.run $(ARGS)
 
 bench-packet: packages $(READY) ## what the XDP program costs per packet (root); ARGS="--quick --peer-obj FILE"

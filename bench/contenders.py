@@ -11,15 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.machine import Cpus, tree
 
 HOST = "127.0.0.1"
 CONNECTIONS = 30000
-START_S = 15.0
+START_S = 30.0
 NGINX_STREAM = (
     Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
     Path("/usr/lib64/nginx/modules/ngx_stream_module.so"),
@@ -34,40 +34,76 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, what: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when ``port`` accepts.
+def accepts(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+def wait_for(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when ``ready``.
 
     Raises:
-        SystemExit: It does not in time, or its process has ended.
+        SystemExit: It is not in time, or its process has ended.
     """
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+        if ready():
             return
         time.sleep(0.02)
     raise SystemExit(f"bench: {what} does not accept connections: {log.read_text()[-2000:]}")
 
 
-@dataclass
-class Contender:
-    """One load balancer under test; ``command`` None is the direct connection."""
+@dataclass(frozen=True)
+class Place:
+    """Where a load balancer stands.
 
-    name: str
+    Attributes:
+        host: The address it listens on.
+        port: The port.
+        servers: ADDRESS:PORT of the real servers.
+        directory: For its configuration and its log.
+        cpus: Those of the balancer are its own.
+        enter: What a command is prefixed with to run there.
+        clients: What a command is prefixed with to run where the clients are.
+    """
+
+    host: str
     port: int
-    command: Sequence[str] | None
+    servers: tuple[str, ...]
     directory: Path
     cpus: Cpus
+    enter: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+
+    @property
+    def listen(self) -> str:
+        """ADDRESS:PORT."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass
+class Contender:
+    """One load balancer under test; ``command`` None: nothing has to run (the direct connection for one)."""
+
+    name: str
+    place: Place
+    command: Sequence[str] | None
     datagrams: bool = True  # forwards UDP at the same port
+    ready: Callable[[], bool] | None = None  # default: it accepts
+    threads: list[int] = field(default_factory=list)  # of the kernel, that work for it alone
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
-    def start(self) -> None:
-        """Start it on the balancer's CPUs and wait until it forwards."""
+    def launch(self) -> None:
+        """Start it on the balancer's CPUs; ``wait`` says when it forwards."""
         if self.command is None:
             return
-        log = self.directory / f"{self.name}.log"
-        with log.open("wb") as stream:
+        place = self.place
+        pinned = ["taskset", "-c", ",".join(map(str, sorted(place.cpus.balancer)))]
+        with self._log.open("wb") as stream:
             self.process = subprocess.Popen(
-                ["taskset", "-c", ",".join(map(str, sorted(self.cpus.balancer))), *self.command],
+                [*place.enter, *pinned, *self.command],
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -75,17 +111,30 @@ class Contender:
                 # fairlead's workers are anyway.
                 start_new_session=True,
             )
-        wait_for(self.port, self.name, self.process, log)
+
+    @property
+    def _log(self) -> Path:
+        return self.place.directory / f"{self.name}.log"
+
+    def wait(self) -> None:
+        """Return when it forwards.
+
+        Raises:
+            SystemExit: It does not in time, or has ended.
+        """
+        if self.process is not None:
+            ready = self.ready or (lambda: accepts(self.place.host, self.place.port))
+            wait_for(ready, self.name, self.process, self._log)
 
     def pids(self) -> list[int]:
-        """All its processes."""
-        return [] if self.process is None else tree(self.process.pid)
+        """All its processes, and the threads of the kernel that work for it."""
+        return [*self.threads, *(tree(self.process.pid) if self.process is not None else [])]
 
     def stop(self) -> None:
         """End it with all its processes."""
         if self.process is None:
             return
-        pids = self.pids()
+        pids = tree(self.process.pid)
         self.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
@@ -95,60 +144,65 @@ class Contender:
         self.process.wait()
 
 
-def fairlead(name: str, servers: Sequence[int], directory: Path, cpus: Cpus) -> Contender:
-    """Ourselves; one worker per CPU of the balancer."""
-    port = free_port()
-    file = directory / f"{name}.yaml"
-    addresses = ", ".join(f"{HOST}:{server}" for server in servers)
-    file.write_text(
-        f"services:\n  bench: {{listen: {HOST}:{port}, pool: bench}}\n"
-        f"  datagrams: {{listen: {HOST}:{port}, protocol: udp, pool: bench}}\n"
-        f"pools:\n  bench:\n    servers: [{addresses}]\n    health: {{type: tcp, interval: 2s, timeout: 1s}}\n"
-    )
+def run_fairlead(name: str, place: Place, text: str, *, datagrams: bool = True) -> Contender:
+    """Ourselves, with this configuration."""
+    file = place.directory / f"{name}.yaml"
+    file.write_text(text)
     program = [sys.executable, "-c", "from fairlead.app import main; main()"]
-    command = [*program, "run", str(file), "--socket", str(directory / f"{name}.sock")]
-    return Contender(name, port, command, directory, cpus)
+    command = [*program, "run", str(file), "--socket", str(place.directory / f"{name}.sock")]
+    return Contender(name, place, command, datagrams)
 
 
-def haproxy(name: str, servers: Sequence[int], directory: Path, cpus: Cpus, *, splice: bool) -> Contender:
+def fairlead(name: str, place: Place) -> Contender:
+    """Our proxy; one worker per CPU of the balancer."""
+    text = (
+        f"services:\n  bench: {{listen: {place.listen}, pool: bench}}\n"
+        f"  datagrams: {{listen: {place.listen}, protocol: udp, pool: bench}}\n"
+        f"pools:\n  bench:\n    servers: [{', '.join(place.servers)}]\n"
+        "    health: {type: tcp, interval: 2s, timeout: 1s}\n"
+    )
+    return run_fairlead(name, place, text)
+
+
+def haproxy(name: str, place: Place, *, splice: bool = False) -> Contender:
     """HAProxy in TCP mode, with as many threads as we have workers; splicing takes descriptors for pipes as well."""
-    port = free_port()
     option = "  option splice-auto\n" if splice else ""
-    file = directory / f"{name}.cfg"
-    lines = "\n".join(f"  server s{n} {HOST}:{server} check inter 2s" for n, server in enumerate(servers))
+    file = place.directory / f"{name}.cfg"
+    lines = "\n".join(f"  server s{n} {server} check inter 2s" for n, server in enumerate(place.servers))
     file.write_text(
-        f"global\n  nbthread {len(cpus.balancer)}\n  maxconn {limit() // 2 if splice else limit()}\n"
+        f"global\n  nbthread {len(place.cpus.balancer)}\n  maxconn {limit() // 2 if splice else limit()}\n"
         "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 350s\n  timeout server 350s\n"
         f"  retries 3\n  option redispatch\n{option}"
-        f"listen bench\n  bind {HOST}:{port} backlog 4096\n  balance roundrobin\n{lines}\n"
+        f"listen bench\n  bind {place.listen} backlog 4096\n  balance roundrobin\n{lines}\n"
     )
-    return Contender(name, port, ["haproxy", "-db", "-f", str(file)], directory, cpus, datagrams=False)
+    return Contender(name, place, ["haproxy", "-db", "-f", str(file)], datagrams=False)
 
 
-def nginx(name: str, servers: Sequence[int], directory: Path, cpus: Cpus) -> Contender:
+def nginx(name: str, place: Place) -> Contender:
     """The stream module of nginx, with as many workers as we have."""
-    port = free_port()
+    directory = place.directory
     file = directory / f"{name}.conf"
     module = next((path for path in NGINX_STREAM if path.exists()), None)
-    lines = " ".join(f"server {HOST}:{server};" for server in servers)
-    workers = len(cpus.balancer)
+    lines = " ".join(f"server {server};" for server in place.servers)
+    workers = len(place.cpus.balancer)
     file.write_text(
         (f"load_module {module};\n" if module else "")
         + f"daemon off; pid {directory}/{name}.pid; error_log {directory}/{name}.error warn;\n"
         f"worker_processes {workers}; worker_rlimit_nofile {descriptors()};\n"
         f"events {{ worker_connections {descriptors() - 100}; }}\n"
         f"stream {{\n  upstream bench {{ {lines} }}\n"
-        f"  server {{ listen {HOST}:{port} backlog=4096{' reuseport' if workers > 1 else ''}; proxy_pass bench;\n"
+        f"  server {{ listen {place.listen} backlog=4096{' reuseport' if workers > 1 else ''}; proxy_pass bench;\n"
         "    proxy_connect_timeout 5s; proxy_timeout 350s; }\n"
-        f"  server {{ listen {HOST}:{port} udp{' reuseport' if workers > 1 else ''}; proxy_pass bench;"
+        f"  server {{ listen {place.listen} udp{' reuseport' if workers > 1 else ''}; proxy_pass bench;"
         " proxy_timeout 60s; }\n}\n"
     )
-    return Contender(name, port, ["nginx", "-c", str(file), "-p", str(directory)], directory, cpus)
+    return Contender(name, place, ["nginx", "-c", str(file), "-p", str(directory)])
 
 
-def direct(servers: Sequence[int], directory: Path, cpus: Cpus) -> Contender:
+def direct(name: str, place: Place) -> Contender:
     """No load balancer: what the clients and servers can do by themselves."""
-    return Contender("direct", servers[0], None, directory, cpus)
+    host, _, port = place.servers[0].rpartition(":")
+    return Contender(name, replace(place, host=host, port=int(port)), None)
 
 
 def descriptors() -> int:

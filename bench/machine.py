@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,6 +53,22 @@ def cpu_seconds(pids: Iterable[int]) -> float:
             with contextlib.suppress(OSError):
                 total += int(path.read_text().split()[0])
     return total / 1e9
+
+
+def kernel_threads(name: str) -> list[int]:
+    """Process ids of the kernel's threads whose name begins with ``name``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith(name):
+                found.append(int(path.parent.name))
+    return found
+
+
+def children_seconds() -> float:
+    """CPU time of all children that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def pss_bytes(pids: Iterable[int]) -> int:
@@ -103,5 +120,6 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "haproxy": _output("haproxy", "-v"),
         "nginx": _output("nginx", "-v"),
+        "nft": _output("nft", "--version"),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
     }

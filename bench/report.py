@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -45,7 +45,28 @@ ROWS = (
     Row("datagram_loss", "UDP requests lost, per million", False, None, over="nginx"),
     Row("idle_bytes", "memory per idle connection, B", False, 1.0),
 )
-NAMES = ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table: its rows, and the contenders that are its columns.
+
+    Attributes:
+        ours: Whose ratio is judged.
+        again: The same once more: how much two equal things differ (A/A).
+        over: Whom the column of ratios is headed by.
+        everybody: Whether a second table holds our ratio to each of the others.
+    """
+
+    rows: tuple[Row, ...]
+    names: tuple[str, ...]
+    ours: str = "fairlead"
+    again: str = "fairlead-again"
+    over: str = "haproxy"
+    everybody: bool = False
+
+
+PROXIES = Layout(ROWS, ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct"))
 
 
 @dataclass
@@ -80,14 +101,16 @@ class Results:
         both = [(r[of][row], r[over][row]) for r in self.rounds if row in r.get(of, {}) and row in r.get(over, {})]
         return paired([a for a, _ in both], [b for _, b in both]) if both else None
 
-    def document(self) -> dict[str, Any]:
+    def document(self, layouts: Sequence[Layout]) -> dict[str, Any]:
         """Everything, for the JSON file."""
         return {
             "machine": dict(self.machine),
             "notes": self.notes,
             "failures": self.failures,
             "medians": {
-                row.name: {name: self.median(name, row.name) for name in (*NAMES, "fairlead-again")} for row in ROWS
+                row.name: {name: self.median(name, row.name) for name in (*layout.names, layout.again)}
+                for layout in layouts
+                for row in layout.rows
             },
             "rounds": self.rounds,
         }
@@ -109,46 +132,70 @@ def verdict(row: Row, ratio: Ratio | None) -> str:
     return f"{word}, bar {row.bar:g} {'met' if met else 'MISSED'}"
 
 
-def table(results: Results, cpus: Cpus) -> str:
-    """The report as text."""
-    heading = ["", *NAMES, "of haproxy (95 %)", "A/A", "verdict"]
-    lines = [heading]
-    for row in ROWS:
-        figures = [results.values(name, row.name) for name in NAMES]
+def table(results: Results, layout: Layout) -> str:
+    """The figures as text; empty when nothing of it was measured."""
+    lines = [["", *layout.names, f"of {layout.over} (95 %)", "A/A", "verdict"]]
+    for row in layout.rows:
+        figures = [results.values(name, row.name) for name in layout.names]
         if not any(figures):
             continue
-        ratio, control = results.ratio(row.name, row.over), results.ratio(row.name, "fairlead-again")
+        ratio = results.ratio(row.name, row.over, layout.ours)
+        control = results.ratio(row.name, layout.again, layout.ours)
         cells = [f"{median(found):,.{row.digits}f}" if found else "-" for found in figures]
         void = control is not None and abs(control.median - 1) > AA_TOLERANCE
         lines.append([
             row.label, *cells, str(ratio or "-"), f"{control.median:.2f}{' void' if void else ''}" if control else "-",
             verdict(row, ratio),
         ])  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
-    text = [
+    if len(lines) == 1:
+        return ""
+    return aligned(lines) + ("\n\n" + _to_everybody(results, layout) if layout.everybody else "")
+
+
+def _to_everybody(results: Results, layout: Layout) -> str:
+    others = [name for name in layout.names if name != layout.ours]
+    lines = [[f"{layout.ours} as a multiple of", *others]]
+    for row in layout.rows:
+        ratios = [results.ratio(row.name, other, layout.ours) for other in others]
+        if any(ratios):
+            lines.append([row.label, *(str(ratio or "-") for ratio in ratios)])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
         for line in lines
-    ]
-    return "\n".join([*text, "", *_remarks(results, cpus)])
+    )
 
 
-def _remarks(results: Results, cpus: Cpus) -> list[str]:
-    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
-    idle = [f["_load_idle"] for r in results.rounds for n, f in r.items() if n != "direct" and "_load_idle" in f]
-    foreign = [f["_foreign"] for r in results.rounds for f in r.values() if "_foreign" in f]
-    rate, held = results.notes.get("latency_rate_per_second", 0), results.notes.get("idle_connections", 0)
+def machine_line(results: Results) -> str:
+    """What ran where."""
+    return ", ".join(f"{name} {value}" for name, value in results.machine.items())
+
+
+def remarks(results: Results, cpus: Cpus) -> list[str]:
+    """What must be known to read the tables."""
     lines = [
-        machine,
+        machine_line(results),
         f"load and servers on CPU {sorted(cpus.load)}, load balancers on CPU {sorted(cpus.balancer)}",
         "figures are medians over rounds, ratios are paired within rounds",
-        f"latency at {rate:,.0f} requests/s, from the moment each was due; memory (PSS) at {held:,.0f} connections",
     ]
+    if rate := results.notes.get("latency_rate_per_second"):
+        held = results.notes.get("idle_connections", 0)
+        lines.append(
+            f"latency at {rate:,.0f} requests/s, from the moment each was due; memory (PSS) at {held:,.0f} connections"
+        )
     if storm := results.notes.get("storm_connections"):
         lines.append(f"storm: {storm:,.0f} clients connect in one moment; until the last one has its answer")
+    idle = [f["_load_idle"] for r in results.rounds for n, f in r.items() if n != "direct" and "_load_idle" in f]
+    foreign = [f["_foreign"] for r in results.rounds for f in r.values() if "_foreign" in f]
     if idle:
         lines.append(
             f"CPU of the load: median idle {median(idle):.0%} under a proxy (under 10 % the generator is the limit); "
             f"CPU of the balancers used by others: median {median(foreign):.0%}, most {max(foreign):.0%}"
         )
-    lines.append(f"void: two equal fairleads differ by more than {AA_TOLERANCE:.0%}; repeat on a quieter machine")
+    lines.append(f"void: two equal contenders differ by more than {AA_TOLERANCE:.0%}; repeat on a quieter machine")
     return [*lines, *(f"failed: {failure}" for failure in results.failures)]

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contenders import HOST, Contender
+from bench.contenders import Contender
 from bench.machine import Cpus, busy, cpu_seconds, pss_bytes
 
 CONCURRENCY = 64
@@ -33,14 +33,20 @@ class Tools:
         """A command on the CPUs of the load."""
         return ["taskset", "-c", ",".join(map(str, sorted(self.cpus.load))), *arguments]
 
+    def words(self, contender: Contender, mode: str, *arguments: float) -> list[str]:
+        """The command that runs one mode of the load generator against ``contender``, where its clients are."""
+        place = contender.place
+        words = [str(self.load), mode, place.host, str(place.port), *(f"{argument:g}" for argument in arguments)]
+        return self.command(*place.clients, *words)
+
     def run(self, contender: Contender, mode: str, *arguments: float) -> dict[str, float]:
         """Run one mode of the load generator against ``contender``.
 
         Raises:
             Failed: A request failed, or none succeeded.
         """
-        words = [str(self.load), mode, HOST, str(contender.port), *(f"{argument:g}" for argument in arguments)]
-        done = subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120)
+        words = self.words(contender, mode, *arguments)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode != 0:
             raise Failed(f"{contender.name}: {done.stderr.strip()}")
         result: dict[str, float] = json.loads(done.stdout)
@@ -83,6 +89,7 @@ def connect(tools: Tools, contender: Contender, seconds: float) -> dict[str, flo
     return {
         "conn_rate": result["done"] / result["seconds"],
         "conn_cpu_us": figures["cpu_s"] * 1e6 / result["done"],
+        "conn_p99_us": result["p99_us"],
         **{f"_{name}": value for name, value in figures.items()},
     }
 
@@ -90,7 +97,7 @@ def connect(tools: Tools, contender: Contender, seconds: float) -> dict[str, flo
 def keepalive(tools: Tools, contender: Contender, seconds: float) -> dict[str, float]:
     """Requests per second on open connections, by wrk."""
     watched = Watched(contender, tools.cpus)
-    url = f"http://{HOST}:{contender.port}/"
+    url = f"http://{contender.place.listen}/"
     command = tools.command("wrk", "-t1", f"-c{CONCURRENCY}", f"-d{max(1, round(seconds))}s", url)
     report = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stdout
     figures = watched.figures()
@@ -103,6 +110,18 @@ def keepalive(tools: Tools, contender: Contender, seconds: float) -> dict[str, f
     return {
         "request_rate": float(rate[1]),
         "request_cpu_us": figures["cpu_s"] * 1e6 / max(count, 1),
+        **{f"_{name}": value for name, value in figures.items()},
+    }
+
+
+def requests(tools: Tools, contender: Contender, seconds: float, connections: int, body: int) -> dict[str, float]:
+    """Requests per second on open connections, each sent when the reply to the one before is whole."""
+    watched = Watched(contender, tools.cpus)
+    result = tools.run(contender, "requests", seconds, connections, body)
+    figures = watched.figures()
+    return {
+        "request_rate": result["done"] / result["seconds"],
+        "request_cpu_us": figures["cpu_s"] * 1e6 / result["done"],
         **{f"_{name}": value for name, value in figures.items()},
     }
 
@@ -157,7 +176,7 @@ def datagrams(tools: Tools, contender: Contender, seconds: float) -> dict[str, f
 def memory(tools: Tools, contender: Contender, connections: int) -> dict[str, float]:
     """Memory per connection that made one request and is idle."""
     before = pss_bytes(contender.pids())
-    words = tools.command(str(tools.load), "hold", HOST, str(contender.port), str(connections))
+    words = tools.words(contender, "hold", connections)
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
@@ -174,14 +193,13 @@ def system_calls(tools: Tools, contender: Contender, seconds: float) -> dict[str
     """System calls of the contender per connection and per request, counted by the kernel's tracepoint."""
     pids = ",".join(map(str, contender.pids()))
     counted = {}
-    host, port = HOST, str(contender.port)
     loads = {
-        "conn_calls": [str(tools.load), "connect", host, port, f"{seconds:g}", str(CONCURRENCY)],
-        "request_calls": [str(tools.load), "rate", host, port, f"{seconds:g}", str(CONCURRENCY), "4000"],
+        "conn_calls": tools.words(contender, "connect", seconds, CONCURRENCY),
+        "request_calls": tools.words(contender, "rate", seconds, CONCURRENCY, 4000),
     }
     for row, load in loads.items():
         perf = ["perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", pids, "--"]
-        done = subprocess.run([*perf, *tools.command(*load)], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run([*perf, *load], capture_output=True, text=True, check=False, timeout=120)
         calls = re.search(r"^(\d+),,raw_syscalls:sys_enter", done.stderr, re.MULTILINE)
         if done.returncode != 0 or calls is None:
             raise Failed(f"{contender.name}: perf stat: {done.stderr.strip()[-200:]}")

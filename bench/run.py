@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares fairlead with HAProxy, nginx and a direct connection in one run: ``make bench [ARGS=--quick]``.
+"""Compares fairlead with HAProxy, nginx, nft and no load balancer at all in one run: ``make bench [ARGS=--quick]``.
 
 Every round measures all contenders one after the other, each round in another order; what is claimed is the
 median of the ratios within rounds. A second fairlead shows how much two equal things differ here (A/A).
@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench import contenders as make
 from bench import rows
-from bench.contenders import Contender
+from bench.contenders import Contender, Place
 from bench.machine import Cpus, describe, split_cpus
-from bench.report import Results, table
+from bench.report import PROXIES, Layout, Results, remarks, table
+from bench.rounds import rounds
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = 3
@@ -32,7 +33,8 @@ WANTED_IDLE = 10000
 IDLE_ROUNDS = 2
 STORM = 3000
 LATENCY_SHARE = 0.4  # of what the slowest contender can do
-Measure = Callable[[Contender], dict[str, float]]
+LOOPBACK = "proxies"
+IN_NAMESPACES = ("B7", "B8", "B9")
 
 
 def compile_load(directory: Path) -> Path:
@@ -53,10 +55,10 @@ def servers(tools: rows.Tools, directory: Path) -> Iterator[list[int]]:
     log = directory / "servers.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            tools.command(str(tools.load), "serve", *map(str, ports)), stdout=stream, stderr=stream
+            tools.command(str(tools.load), "serve", make.HOST, *map(str, ports)), stdout=stream, stderr=stream
         )
     try:
-        make.wait_for(ports[-1], "the server", process, log)
+        make.wait_for(lambda: make.accepts(make.HOST, ports[-1]), "the server", process, log)
         yield ports
     finally:
         process.kill()
@@ -66,42 +68,39 @@ def servers(tools: rows.Tools, directory: Path) -> Iterator[list[int]]:
 NAMES = ("fairlead", "fairlead-again", "haproxy", "haproxy-splice", "nginx", "direct")
 
 
-def line_up(ports: list[int], directory: Path, cpus: Cpus, only: list[str]) -> list[Contender]:
+def line_up(ports: list[int], directory: Path, cpus: Cpus, only: Collection[str]) -> list[Contender]:
     """All contenders, or those that were asked for."""
-    all_of_them: dict[str, Callable[[], Contender]] = {
-        "fairlead": lambda: make.fairlead("fairlead", ports, directory, cpus),
-        "fairlead-again": lambda: make.fairlead("fairlead-again", ports, directory, cpus),
-        "haproxy": lambda: make.haproxy("haproxy", ports, directory, cpus, splice=False),
-        "haproxy-splice": lambda: make.haproxy("haproxy-splice", ports, directory, cpus, splice=True),
-        "nginx": lambda: make.nginx("nginx", ports, directory, cpus),
-        "direct": lambda: make.direct(ports, directory, cpus),
+    makers: dict[str, Callable[[str, Place], Contender]] = {
+        "haproxy": make.haproxy,
+        "haproxy-splice": partial(make.haproxy, splice=True),
+        "nginx": make.nginx,
+        "direct": make.direct,
     }
-    return [create() for name, create in all_of_them.items() if not only or name in only]
+    servers = tuple(f"{make.HOST}:{port}" for port in ports)
+    return [
+        makers.get(name, make.fairlead)(name, Place(make.HOST, make.free_port(), servers, directory, cpus))
+        for name in NAMES
+        if not only or name in only
+    ]
 
 
-def rounds(results: Results, what: str, who: list[Contender], count: int, measure: Measure) -> None:
-    """Measure everybody ``count`` times; a contender that fails in a round is told and left out of that round."""
-    order = list(who)
-    for number in range(count):
-        if number % 2 == 0:
-            random.shuffle(order)
-        else:
-            order.reverse()  # what drifts with time then favours nobody
-        found: dict[str, dict[str, float]] = defaultdict(dict)
-        for contender in order:
-            try:
-                found[contender.name] = measure(contender)
-            except rows.Failed as error:
-                results.failures.append(f"{what}, round {number + 1}: {error}")
-        results.add(found)
-        sys.stderr.write(f"\r{what}: round {number + 1} of {count} ")
-        sys.stderr.flush()
-    sys.stderr.write("\n")
+def proxies(tools: rows.Tools, directory: Path, only: Collection[str], *, quick: bool) -> Results:
+    """The rows of the proxies, on loopback."""
+    results = Results(describe())
+    with ExitStack() as stack:
+        who = line_up(stack.enter_context(servers(tools, directory)), directory, tools.cpus, only)
+        for contender in who:
+            stack.callback(contender.stop)
+            contender.launch()
+        for contender in who:
+            contender.wait()
+        measure_all(results, who, tools, quick=quick)
+    return results
 
 
 def measure_all(results: Results, who: list[Contender], tools: rows.Tools, *, quick: bool) -> None:
     """All rows, in the order of the table."""
-    seconds, count = (0.6, 5) if quick else (2.0, 12)
+    seconds, count = (0.6, 5) if quick else (1.5, 10)
     normal = [contender for contender in who if contender.name != "haproxy-splice"]
     proxies = [contender for contender in normal if contender.command is not None]
     rounds(results, "connections", normal, count, lambda c: rows.connect(tools, c, seconds))
@@ -123,33 +122,62 @@ def measure_all(results: Results, who: list[Contender], tools: rows.Tools, *, qu
     rounds(results, "memory", proxies, 1 if quick else IDLE_ROUNDS, lambda c: rows.memory(tools, c, held))
 
 
+def left_out(suites: Collection[str]) -> list[str]:
+    """Those of the suites that cannot run here."""
+    return [] if os.geteuid() == 0 else [suite for suite in suites if suite in IN_NAMESPACES]
+
+
+def show(results: Results, layouts: Collection[Layout], notes: Collection[str]) -> None:
+    """Print the tables that have figures."""
+    tables = [text for layout in layouts if (text := table(results, layout))]
+    print("\n\n".join([*tables, "\n".join(notes)]) + "\n")
+
+
 def main() -> int:
     """Run; the exit code says whether every row could be measured."""
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    from bench.net import report as net_report  # noqa: PLC0415  # needs those paths
+    from bench.net import suite as net  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute instead of about ten")
+    parser.add_argument("--quick", action="store_true", help="four minutes instead of fifteen")
     parser.add_argument("--workers", type=int, default=1, help="CPUs of the load balancers")
-    parser.add_argument("--only", nargs="*", default=[], choices=NAMES, help="contenders to measure")
+    suites, names = (LOOPBACK, *IN_NAMESPACES), tuple(dict.fromkeys((*NAMES, *net_report.NAMES)))
+    choices = (*suites, *names)
+    parser.add_argument("--only", nargs="*", default=[], choices=choices, help="rows and contenders to measure")
     parser.add_argument("--json", type=Path, help="where to write all samples (default: bench/results/TIME.json)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     started = time.time()
     cpus = split_cpus(arguments.workers)
-    results = Results(describe())
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-bench-")))
+    wanted = [suite for suite in suites if suite in arguments.only] or list(suites)
+    only = set(arguments.only) & set(names)
+    refused = left_out(wanted)
+    wanted = [suite for suite in wanted if suite not in refused]
+    document: dict[str, object] = {}
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="fl-bench-") as path:
+        directory = Path(path)
         tools = rows.Tools(compile_load(directory), cpus)
-        who = line_up(stack.enter_context(servers(tools, directory)), directory, cpus, arguments.only)
-        for contender in who:
-            stack.callback(contender.stop)
-            contender.start()
-        measure_all(results, who, tools, quick=arguments.quick)
-    results.notes["seconds"] = round(time.time() - started, 1)
+        if LOOPBACK in wanted:
+            results = proxies(tools, directory, only, quick=arguments.quick)
+            show(results, (PROXIES,), remarks(results, cpus))
+            document[LOOPBACK] = results.document((PROXIES,))
+            failures += results.failures
+        if in_namespaces := [suite for suite in wanted if suite in IN_NAMESPACES]:
+            effort = net.QUICK if arguments.quick else net.FULL
+            results = net.measure(tools, directory, in_namespaces, only, effort)
+            show(results, net_report.LAYOUTS, net_report.remarks(results, cpus))
+            document["namespaces"] = results.document(net_report.LAYOUTS)
+            failures += results.failures
+    if refused:
+        print(f"left out: {', '.join(refused)}: network namespaces and BPF need root")
+    document["seconds"] = round(time.time() - started, 1)
     file = arguments.json or ROOT / "bench/results" / time.strftime("%Y%m%d-%H%M%S.json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results.document(), indent=1) + "\n")
-    print(table(results, cpus))
-    print(f"\nall samples: {file}")
-    return 1 if results.failures else 0
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"all samples: {file}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

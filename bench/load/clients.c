@@ -151,6 +151,75 @@ int run_storm(struct target *target, int connections)
 	return 0;
 }
 
+/* As many as it takes: the next request of a connection follows its reply */
+
+/* Whether the reply was whole; -1: there will be none. */
+static int reply_whole(struct flow *flow, int length)
+{
+	char text[4096];
+	ssize_t got = recv(flow->fd, text, sizeof(text), MSG_DONTWAIT);
+
+	if (got < 0 && errno == EAGAIN)
+		return 0;
+	if (got <= 0 || flow->received + got > length)
+		return -1;
+	flow->received += (int)got;
+	return flow->received == length;
+}
+
+static int ask(struct flow *flow, const char *request)
+{
+	flow->since = now_ns();
+	flow->received = 0;
+	return send(flow->fd, request, strlen(request), MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+int run_requests(struct target *target, double seconds, int connections, struct exchange exchange)
+{
+	struct epoll_event event[MAX_EVENTS];
+	struct samples latency = samples_new(4000000);
+	struct flow *flow = flows_new(connections);
+	int epoll = epoll_create1(EPOLL_CLOEXEC);
+	uint64_t start, end, errors = 0;
+	int open = connections;
+
+	for (int i = 0; i < connections; i++) {
+		flow[i].fd = dial_wait(target);
+		watch(epoll, flow[i].fd, EPOLLIN, &flow[i]);
+	}
+	start = now_ns();
+	end = start + (uint64_t)(seconds * 1e9);
+	for (int i = 0; i < connections; i++)
+		if (ask(&flow[i], exchange.request) < 0)
+			fail("send");
+	while (open > 0) {
+		int ready = epoll_wait(epoll, event, MAX_EVENTS, 5000);
+
+		if (ready == 0) /* what hangs for 5 s counts as failed */
+			break;
+		for (int i = 0; i < ready; i++) {
+			struct flow *one = event[i].data.ptr;
+			int whole = reply_whole(one, exchange.reply_length);
+			uint64_t now = now_ns();
+
+			if (whole == 0)
+				continue;
+			if (whole > 0 && now < end)
+				samples_add(&latency, now - one->since);
+			if (whole < 0 || now >= end || ask(one, exchange.request) < 0) {
+				errors += whole < 0 || now < end;
+				close(one->fd);
+				open--;
+			}
+		}
+	}
+	printf("{\"done\": %llu, \"errors\": %llu, \"seconds\": %.6f", (unsigned long long)latency.count,
+	       (unsigned long long)errors + (unsigned long long)open, seconds);
+	samples_print(&latency);
+	printf("}\n");
+	return 0;
+}
+
 /* A fixed rate on open connections */
 
 struct rate {
@@ -158,6 +227,7 @@ struct rate {
 	int idle_count;
 	uint64_t start, interval, sent, total;
 	struct samples latency;
+	struct exchange exchange;
 	uint64_t errors;
 };
 
@@ -176,7 +246,7 @@ static void send_due(struct rate *rate)
 		flow->since = due;
 		flow->received = 0;
 		rate->sent++;
-		if (send(flow->fd, request_keep, strlen(request_keep), MSG_NOSIGNAL) < 0)
+		if (send(flow->fd, rate->exchange.request, strlen(rate->exchange.request), MSG_NOSIGNAL) < 0)
 			rate->errors++;
 	}
 }
@@ -203,17 +273,19 @@ static void take_reply(struct rate *rate, struct flow *flow)
 		return;
 	}
 	flow->received += (int)got;
-	if (flow->received == reply_keep_length) {
+	if (flow->received == rate->exchange.reply_length) {
 		samples_add(&rate->latency, now_ns() - flow->since);
 		rate->idle[rate->idle_count++] = flow;
 	}
 }
 
-int run_rate(struct target *target, double seconds, int connections, double per_second)
+int run_rate(struct target *target, double seconds, int connections, double per_second, struct exchange exchange)
 {
 	struct epoll_event event[MAX_EVENTS];
 	struct flow *flow = flows_new(connections);
-	struct rate rate = {.interval = (uint64_t)(1e9 / per_second), .total = (uint64_t)(seconds * per_second)};
+	struct rate rate = {.interval = (uint64_t)(1e9 / per_second),
+			    .total = (uint64_t)(seconds * per_second),
+			    .exchange = exchange};
 	int epoll = epoll_create1(EPOLL_CLOEXEC);
 	int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	uint64_t expired;
@@ -299,9 +371,9 @@ int run_hold(struct target *target, int connections)
 		int fd = dial_wait(target);
 		int received = 0;
 
-		if (send(fd, request_keep, strlen(request_keep), MSG_NOSIGNAL) < 0)
+		if (send(fd, exchange_keep.request, strlen(exchange_keep.request), MSG_NOSIGNAL) < 0)
 			fail("send");
-		while (received < reply_keep_length) {
+		while (received < exchange_keep.reply_length) {
 			ssize_t got = recv(fd, text, sizeof(text), 0);
 
 			if (got <= 0)

@@ -7,11 +7,12 @@
 #include <stdint.h>
 
 #define REPLY_BODY 64
+#define LARGE_BODY 1024
 #define MAX_EVENTS 256
 
 struct target {
 	struct sockaddr_in address;
-	unsigned next_source; /* connections leave from 127.1.0.1 .. 127.1.0.SOURCES in turn */
+	unsigned next_source; /* to A.B.x.y connections leave from A.B.1.1 .. A.B.1.SOURCES in turn */
 };
 
 struct samples { /* latencies in nanoseconds; those past the room are counted but not kept */
@@ -20,13 +21,21 @@ struct samples { /* latencies in nanoseconds; those past the room are counted bu
 	uint64_t room;
 };
 
-int serve(int ports, char **port);
+/* A request and what is the whole reply to it. */
+struct exchange {
+	const char *request;
+	int reply_length;
+};
+
+int serve(const char *host, int ports, char **port);
 int run_connect(struct target *target, double seconds, int concurrency);
-int run_rate(struct target *target, double seconds, int connections, double per_second);
+int run_requests(struct target *target, double seconds, int connections, struct exchange exchange);
+int run_rate(struct target *target, double seconds, int connections, double per_second, struct exchange exchange);
 int run_bulk(struct target *target, double seconds, int streams);
 int run_hold(struct target *target, int connections);
 int run_storm(struct target *target, int connections);
 int run_datagrams(struct target *target, double seconds, int clients, int window);
+int run_frames(int program, int map, unsigned interface, double seconds, uint64_t flows, uint64_t window);
 
 uint64_t now_ns(void);
 void fail(const char *what) __attribute__((noreturn));
@@ -38,7 +47,8 @@ void samples_add(struct samples *samples, uint64_t ns);
 void samples_print(struct samples *samples);
 
 /* What server and clients agree on. */
-extern const char reply_keep[], reply_close[], request_keep[], request_close[], request_bulk[];
-extern const int reply_keep_length, reply_close_length;
+extern const char request_close[], request_bulk[];
+extern const int reply_close_length;
+extern const struct exchange exchange_keep, exchange_large;
 
 #endif

@@ -2,13 +2,17 @@
 /*
  * Load for the benchmark: a server that costs little, and clients that measure.
  *
- *   load serve PORT...                                  answer on loopback until killed
+ *   load serve HOST PORT...                             answer until killed
  *   load connect HOST PORT SECONDS CONCURRENCY          connect, one request, close; again at once
+ *   load requests HOST PORT SECONDS CONNECTIONS BODY    the next request on a connection as soon as it has its reply
  *   load rate HOST PORT SECONDS CONNECTIONS PER_SECOND  requests at a fixed rate on open connections
  *   load bulk HOST PORT SECONDS STREAMS                 read as fast as it comes
  *   load hold HOST PORT CONNECTIONS                     one request each, then idle until stdin ends
  *   load storm HOST PORT CONNECTIONS                    all connect at once, one request each
  *   load datagrams HOST PORT SECONDS CLIENTS WINDOW     UDP: so many questions of each client wait for their answers
+ *   load frames PROGRAM MAP INTERFACE SECONDS FLOWS WINDOW  frames that a BPF program makes; see frames.c
+ *
+ * BODY is 64 or 1024 bytes; `rate` takes it, too, as a last argument.
  *
  * Results are one line of JSON on stdout.
  */
@@ -55,7 +59,8 @@ static int bound_socket(struct target *target, int flags)
 	if (fd < 0)
 		fail("socket");
 	/* Several sources: one alone would run out of ports while old connections are in TIME_WAIT. */
-	source.sin_addr.s_addr = htonl(0x7f010001u + target->next_source++ % SOURCES);
+	source.sin_addr.s_addr = (target->address.sin_addr.s_addr & htonl(0xffff0000u)) |
+				 htonl(0x101u + target->next_source++ % SOURCES);
 	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
 	if (bind(fd, (struct sockaddr *)&source, sizeof(source)) < 0)
 		fail("bind");
@@ -127,6 +132,11 @@ void samples_print(struct samples *samples)
 	printf(", \"max_us\": %.3f", (double)samples->value[kept - 1] / 1e3);
 }
 
+static struct exchange exchange_of(const char *body)
+{
+	return body != NULL && atoi(body) == LARGE_BODY ? exchange_large : exchange_keep;
+}
+
 int main(int argc, char **argv)
 {
 	struct target target = {.address.sin_family = AF_INET};
@@ -137,14 +147,19 @@ int main(int argc, char **argv)
 	getrlimit(RLIMIT_NOFILE, &files);
 	files.rlim_cur = files.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &files);
-	if (argc >= 3 && strcmp(argv[1], "serve") == 0)
-		return serve(argc - 2, argv + 2);
+	if (argc >= 4 && strcmp(argv[1], "serve") == 0)
+		return serve(argv[2], argc - 3, argv + 3);
+	if (argc == 8 && strcmp(argv[1], "frames") == 0)
+		return run_frames(atoi(argv[2]), atoi(argv[3]), (unsigned)atoi(argv[4]), atof(argv[5]),
+				  strtoull(argv[6], NULL, 10), strtoull(argv[7], NULL, 10));
 	if (argc >= 5 && inet_pton(AF_INET, argv[2], &target.address.sin_addr) == 1) {
 		target.address.sin_port = htons((uint16_t)atoi(argv[3]));
 		if (argc == 6 && strcmp(argv[1], "connect") == 0)
 			return run_connect(&target, atof(argv[4]), atoi(argv[5]));
-		if (argc == 7 && strcmp(argv[1], "rate") == 0)
-			return run_rate(&target, atof(argv[4]), atoi(argv[5]), atof(argv[6]));
+		if (argc == 7 && strcmp(argv[1], "requests") == 0)
+			return run_requests(&target, atof(argv[4]), atoi(argv[5]), exchange_of(argv[6]));
+		if ((argc == 7 || argc == 8) && strcmp(argv[1], "rate") == 0)
+			return run_rate(&target, atof(argv[4]), atoi(argv[5]), atof(argv[6]), exchange_of(argv[7]));
 		if (argc == 6 && strcmp(argv[1], "bulk") == 0)
 			return run_bulk(&target, atof(argv[4]), atoi(argv[5]));
 		if (argc == 5 && strcmp(argv[1], "storm") == 0)
@@ -154,6 +169,6 @@ int main(int argc, char **argv)
 		if (argc == 5 && strcmp(argv[1], "hold") == 0)
 			return run_hold(&target, atoi(argv[4]));
 	}
-	fprintf(stderr, "usage: load serve PORT... | connect|rate|bulk|hold|storm|datagrams HOST PORT ... (see bench/load/main.c)\n");
+	fprintf(stderr, "usage: load serve HOST PORT... | connect|requests|rate|bulk|hold|storm|datagrams HOST PORT ... (see bench/load/main.c)\n");
 	return 2;
 }

@@ -17,12 +17,14 @@
 #define BULK_FILE (4u << 20)
 
 #define BODY "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n"
-const char reply_keep[] = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\n\r\n" BODY;
-const char reply_close[] =
+static const char reply_keep[] = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\n\r\n" BODY;
+static const char reply_close[] =
 	"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 64\r\nConnection: close\r\n\r\n" BODY;
-const int reply_keep_length = sizeof(reply_keep) - 1;
+static const char large_head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n";
+static char reply_large[sizeof(large_head) - 1 + LARGE_BODY];
 const int reply_close_length = sizeof(reply_close) - 1;
-const char request_keep[] = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+const struct exchange exchange_keep = {"GET / HTTP/1.1\r\nHost: bench\r\n\r\n", sizeof(reply_keep) - 1};
+const struct exchange exchange_large = {"GET /large HTTP/1.1\r\nHost: bench\r\n\r\n", sizeof(reply_large)};
 const char request_close[] = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
 const char request_bulk[] = "GET /bulk HTTP/1.1\r\nHost: bench\r\n\r\n";
 static const char bulk_head[] = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\r\n";
@@ -78,7 +80,10 @@ static void answer(struct peer *peer, int epoll, int file)
 	} else if (memmem(text, (size_t)got, "close\r\n", 7) != NULL) {
 		send(peer->fd, reply_close, sizeof(reply_close) - 1, MSG_NOSIGNAL);
 		drop(peer);
-	} else if (send(peer->fd, reply_keep, (size_t)reply_keep_length, MSG_NOSIGNAL) < 0) {
+	} else if (strncmp(text, "GET /large", 10) == 0) {
+		if (send(peer->fd, reply_large, sizeof(reply_large), MSG_NOSIGNAL) < 0)
+			drop(peer);
+	} else if (send(peer->fd, reply_keep, sizeof(reply_keep) - 1, MSG_NOSIGNAL) < 0) {
 		drop(peer);
 	}
 }
@@ -120,7 +125,7 @@ static void receive_on(int epoll, struct sockaddr_in address)
 	watch(epoll, peer->fd, EPOLLIN, peer);
 }
 
-static void listen_on(int epoll, const char *port)
+static void listen_on(int epoll, const char *host, const char *port)
 {
 	int one = 1;
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
@@ -128,7 +133,8 @@ static void listen_on(int epoll, const char *port)
 
 	if (peer == NULL)
 		fail("calloc");
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
+		fail("the address to serve");
 	peer->listening = 1;
 	peer->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	setsockopt(peer->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
@@ -138,7 +144,7 @@ static void listen_on(int epoll, const char *port)
 	receive_on(epoll, address);
 }
 
-int serve(int ports, char **port)
+int serve(const char *host, int ports, char **port)
 {
 	struct epoll_event event[MAX_EVENTS];
 	int epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -146,8 +152,10 @@ int serve(int ports, char **port)
 
 	if (file < 0 || ftruncate(file, BULK_FILE) < 0)
 		fail("memfd");
+	memcpy(reply_large, large_head, sizeof(large_head) - 1);
+	memset(reply_large + sizeof(large_head) - 1, 'x', LARGE_BODY);
 	while (ports-- > 0)
-		listen_on(epoll, *port++);
+		listen_on(epoll, host, *port++);
 	printf("ready\n");
 	fflush(stdout);
 	for (;;) {

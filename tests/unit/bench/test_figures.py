@@ -14,7 +14,7 @@ import pytest
 
 from bench.machine import Cpus, cpu_seconds, pss_bytes, split_cpus, tree
 from bench.ratio import paired
-from bench.report import ROWS, Results, table, verdict
+from bench.report import PROXIES, ROWS, Results, remarks, table, verdict
 from bench.run import compile_load
 from support.processes import accepts, free_port
 from support.wait import until
@@ -71,7 +71,7 @@ def test_less_is_better_for_latency() -> None:
 def test_losing_rows_void_controls_and_failures_are_printed() -> None:
     gathered = results(fairlead=[80.0] * 4, haproxy=[100.0] * 4, **{"fairlead-again": [70.0] * 4})
     gathered.failures.append("bulk, round 1: nginx: 3 errors")
-    text = table(gathered, CPUS)
+    text = "\n".join([table(gathered, PROXIES), *remarks(gathered, CPUS)])
     assert "0.80 (0.80-0.80)" in text
     assert "loss, bar 0.85 MISSED" in text
     assert "1.14 void" in text
@@ -101,7 +101,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(load: Path) -> Iterator[int]:
     """Port of the benchmark's real server."""
     port = free_port()
-    with subprocess.Popen([load, "serve", str(port)], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([load, "serve", "127.0.0.1", str(port)], stdout=subprocess.DEVNULL) as process:
         until(lambda: accepts("127.0.0.1", port), 5, "the server accepts")
         yield port
         process.kill()
@@ -119,7 +119,10 @@ def run(load: Path, *words: object) -> dict[str, float]:
     ("mode", "arguments"),
     [
         ("connect", (0.2, 4)),
+        ("requests", (0.2, 4, 64)),
+        ("requests", (0.2, 4, 1024)),
         ("rate", (0.2, 4, 500)),
+        ("rate", (0.2, 4, 500, 1024)),
         ("bulk", (0.2, 2)),
         ("hold", (20,)),
         ("storm", (50,)),
@@ -136,7 +139,10 @@ def test_every_mode_works_against_a_good_server(
 
 @pytest.mark.system
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 4000])
-def test_a_reply_that_is_not_the_whole_one_is_an_error(load: Path, reply: bytes) -> None:
+@pytest.mark.parametrize(("mode", "arguments"), [("connect", (0.1, 2)), ("requests", (0.1, 2, 64))])
+def test_a_reply_that_is_not_the_whole_one_is_an_error(
+    load: Path, reply: bytes, mode: str, arguments: tuple[float, ...]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:
@@ -151,7 +157,7 @@ def test_a_reply_that_is_not_the_whole_one_is_an_error(load: Path, reply: bytes)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        result = run(load, "connect", "127.0.0.1", listening.getsockname()[1], 0.1, 2)
+        result = run(load, mode, "127.0.0.1", listening.getsockname()[1], *arguments)
         listening.shutdown(socket.SHUT_RDWR)
         thread.join(5)
     assert result["done"] == 0
@@ -160,7 +166,7 @@ def test_a_reply_that_is_not_the_whole_one_is_an_error(load: Path, reply: bytes)
 
 @pytest.mark.system
 def test_a_process_is_measured_with_its_children(server: int, load: Path) -> None:
-    with subprocess.Popen(["sh", "-c", f"{load} serve 0 & wait"], stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(["sh", "-c", f"{load} serve 127.0.0.1 0 & wait"], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         pids = tree(parent.pid)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs rows B7 (frames), B8 (connections) and B9 (requests)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import contenders as make
+from bench import rows
+from bench.machine import describe
+from bench.net import rows as net_rows
+from bench.net.contenders import Entrant, enter_all
+from bench.net.course import PORT, Course, course, enter
+from bench.net.report import AGAIN, CONNECTED, FEW, FORWARDING, MANY, NAMES
+from bench.report import Results
+from bench.rounds import rounds
+from bench.rows import CONCURRENCY
+from support.crossing import in_namespace
+
+SUITES = ("B7", "B8", "B9")
+LATENCY_SHARE = 0.4  # of what the slowest contender can do
+SIDE_ROWS = ((64, 1), (64, 512), (1024, CONCURRENCY))  # bytes, connections
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long one block is, and how many rounds the main rows, the others and frames get."""
+
+    seconds: float
+    rounds: int
+    others: int
+    frames: int
+    flows: tuple[int, int] = (FEW, MANY)
+
+
+FULL, QUICK, TINY = Effort(0.6, 8, 4, 20), Effort(0.4, 5, 3, 12), Effort(0.2, 1, 1, 1, (100, 1000))
+FRAMES_S = 0.1  # one block: short, so that many can be compared
+MOST_LOST = 5  # blocks with losses, while the balancer meets the flows
+
+
+@contextmanager
+def servers(tools: rows.Tools, where: Course, directory: Path) -> Iterator[int]:
+    """The real servers: one process that answers at every address of its namespace; its id."""
+    log = directory / "net-servers.log"
+    command = tools.command(*enter(where.servers, str(tools.load), "serve", "0.0.0.0", str(PORT)))
+
+    def ready() -> bool:
+        with in_namespace(where.servers):
+            return make.accepts(make.HOST, PORT)
+
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+    try:
+        make.wait_for(ready, "the server", process, log)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(
+    tools: rows.Tools, directory: Path, suites: Collection[str], only: Collection[str], effort: Effort
+) -> Results:
+    """The rows of ``suites``, of the contenders in ``only`` (empty: all)."""
+    results = Results(describe())
+    connected = {*CONNECTED, AGAIN} if {"B8", "B9"} & set(suites) else set()
+    forwarding = {*FORWARDING, AGAIN} if "B7" in suites else set()
+    wanted = tuple(name for name in NAMES if name in connected | forwarding and (not only or name in only))
+    with ExitStack() as stack:
+        where = stack.enter_context(course(tools.cpus))
+        server = stack.enter_context(servers(tools, where, directory))
+        entrants = {entrant.contender.name: entrant for entrant in enter_all(where, wanted, directory)}
+        for entrant in entrants.values():
+            stack.callback(entrant.contender.stop)
+            entrant.contender.launch()
+        for entrant in entrants.values():
+            entrant.contender.wait()
+        run = _Run(results, tools, server, entrants, effort)
+        if "B8" in suites:
+            run.rounds(
+                "connections",
+                connected,
+                effort.rounds,
+                lambda e: net_rows.connections(tools, e, server, effort.seconds),
+            )
+        if "B9" in suites:
+            run.requests(connected)
+        for entrant in entrants.values():
+            where.spread(entrant.lane, brings_xdp=entrant.brings_xdp)
+            entrant.contender.threads += entrant.lane.threads
+        if connected:
+            run.cpu(connected - {"back-to-back"})
+        if "B7" in suites:
+            run.frames(forwarding)
+    return results
+
+
+@dataclass
+class _Run:
+    results: Results
+    tools: rows.Tools
+    server: int
+    entrants: dict[str, Entrant]
+    effort: Effort
+
+    def rounds(self, what: str, names: Collection[str], count: int, one: Callable[[Entrant], dict[str, float]]) -> None:
+        who = [entrant.contender for name, entrant in self.entrants.items() if name in names]
+        rounds(self.results, what, who, count, lambda contender: one(self.entrants[contender.name]))
+
+    def requests(self, names: Collection[str]) -> None:
+        effort, results, tools = self.effort, self.results, self.tools
+        main = f"requests_64_{CONCURRENCY}"
+
+        def block(body: int, connections: int) -> Callable[[Entrant], dict[str, float]]:
+            def one(entrant: Entrant) -> dict[str, float]:
+                return net_rows.asked(tools, entrant, self.server, effort.seconds, body=body, connections=connections)
+
+            return one
+
+        self.rounds("requests", names, effort.rounds, block(64, CONCURRENCY))
+        for body, connections in SIDE_ROWS:
+            self.rounds(f"requests of {body} B, {connections}", names, effort.others, block(body, connections))
+        slowest = min((speed for name in names if (speed := results.median(name, main))), default=1000.0)
+        rate = max(100.0, LATENCY_SHARE * slowest)
+        results.notes["latency_rate_per_second"] = rate
+        self.rounds(
+            "latency", names, effort.rounds, lambda e: rows.latency(tools, e.contender, 1.5 * effort.seconds, rate)
+        )
+
+    def cpu(self, names: Collection[str]) -> None:
+        seconds = self.effort.seconds
+        self.rounds("CPU", names, self.effort.others, lambda e: net_rows.cpu(self.tools, e, seconds))
+
+    def frames(self, names: Collection[str]) -> None:
+        for label, flows in zip(("few", "many"), self.effort.flows, strict=True):
+
+            def one(entrant: Entrant, label: str = label, flows: int = flows) -> dict[str, float]:
+                rate, cost_ns = net_rows.forward(self.tools, entrant, FRAMES_S, flows)
+                return {f"{label}_rate": rate, f"{label}_ns": cost_ns}
+
+            for name, entrant in self.entrants.items():
+                if name in names:
+                    self._meet(entrant, flows)
+            self.rounds(f"frames of {flows:,} flows", names, self.effort.frames, one)
+
+    def _meet(self, entrant: Entrant, flows: int) -> None:
+        """Let the balancer see all flows before it counts: new ones cost more, and many at once look like a flood."""
+        arrived = 0.0
+        lost = 0
+        while arrived < 2 * flows and lost < MOST_LOST:
+            try:
+                arrived += FRAMES_S * net_rows.forward(self.tools, entrant, FRAMES_S, flows)[0]
+            except rows.Failed:  # a flood is braked, and what fails for good is told when it counts
+                lost += 1
