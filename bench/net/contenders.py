@@ -13,8 +13,7 @@ from bench import contenders as make
 from bench.contenders import Contender, Place
 from bench.net.course import DISCARD, PORT, Course, Lane, enter, run_in
 from fairlead.dataplane.xdp import kernel
-from support.crossing import in_namespace
-from support.netns import ip
+from support.netns import inside, ip
 from support.packets import udp_frame
 from support.processes import UnixConnection
 
@@ -75,7 +74,7 @@ def _entrant(course: Course, name: str, directory: Path) -> Entrant:
 
 
 def _accepts(clients: str, place: Place) -> bool:
-    with in_namespace(clients):
+    with inside(clients):
         return make.accepts(place.host, place.port)
 
 
@@ -114,7 +113,7 @@ def _serves(path: Path) -> bool:
 
 
 def _forget(namespace: str) -> None:
-    with in_namespace(namespace):
+    with inside(namespace):
         kernel.cleanup()
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from bench.machine import Cpus, kernel_threads
 from fairlead.dataplane.xdp import kernel
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, Link, LoadedObject
-from support.crossing import in_namespace
-from support.netns import ip
+from support.netns import inside, ip
 from support.xdp import compiled
 
 SOURCES = 16  # as in load/main.c
@@ -164,7 +163,7 @@ class Course:
     def attach(self, lane: Lane, namespace: str, end: str, program: str) -> None:
         """Attach one of the programs to an interface of the lane."""
         assert lane.machines is not None
-        with in_namespace(namespace):
+        with inside(namespace):
             lane.index[end] = kernel.interfaces()[f"{end}{lane.number}"]
             link = Link.attach(lane.machines.programs[program], lane.index[end], XDP_NATIVE)
         self._stack.callback(link.close)

@@ -19,7 +19,7 @@ from bench.net.report import AGAIN, CONNECTED, FEW, FORWARDING, MANY, NAMES
 from bench.report import Results
 from bench.rounds import rounds
 from bench.rows import CONCURRENCY
-from support.crossing import in_namespace
+from support.netns import inside
 
 SUITES = ("B7", "B8", "B9")
 LATENCY_SHARE = 0.4  # of what the slowest contender can do
@@ -49,7 +49,7 @@ def servers(tools: rows.Tools, where: Course, directory: Path) -> Iterator[int]:
     command = tools.command(*enter(where.servers, str(tools.load), "serve", "0.0.0.0", str(PORT)))
 
     def ready() -> bool:
-        with in_namespace(where.servers):
+        with inside(where.servers):
             return make.accepts(make.HOST, PORT)
 
     with log.open("wb") as stream:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from fairlead.app.daemon import NATIVE
-from support.crossing import PROGRAM, Crossing, Daemon, crossing, inside_of
+from support.crossing import Crossing, Daemon, crossing
+from support.daemon import PROGRAM, inside_of
 from support.netns import Lan, Node, ip
 from support.wait import until
 

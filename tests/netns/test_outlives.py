@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, crossing, inside_of
+from support.crossing import Crossing, Daemon, crossing
+from support.daemon import inside_of
 from support.wait import until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
@@ -118,9 +119,8 @@ def test_no_packet_is_lost_while_agents_die_and_follow_each_other(bed: Crossing,
 def _spoil_the_digest(bed: Crossing) -> None:
     from fairlead.dataplane.xdp import kernel
     from fairlead.dataplane.xdp.libbpf import BpfMap
-    from support.crossing import in_namespace
 
-    with in_namespace(bed.balancer.namespace):
+    with bed.balancer.inside():
         (place,) = kernel.namespace_root().glob("[0-9]*/names_meta")
     meta = BpfMap.at(place)
     note = kernel.read_note(meta.get(bytes(4)) or b"")

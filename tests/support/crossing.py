@@ -10,8 +10,6 @@ frames that the program sends would not be received.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import signal
 import socket
 import struct
@@ -21,18 +19,13 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from fairlead.dataplane.xdp import abi, filters, kernel
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
-from support.netns import Lan, Node, ip, lan
-from support.processes import UnixConnection
-from support.wait import until
+from support.daemon import NodeDaemon, inside_of
+from support.netns import Lan, Node, inside, ip, lan
 from support.xdp import bed_object
 
-PROGRAM = (sys.executable, "-m", "fairlead")
 UDP_ECHO = """
 import socket, sys
 name, at, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -43,11 +36,6 @@ while True:
     data, peer = sock.recvfrom(65535)
     sock.sendto(b"pong" if data == b"ping" else name.encode() + b" " + data, peer)
 """
-
-
-def inside_of(node: Node, *command: str) -> list[str]:
-    """The command that runs ``command`` in the node's network, with our mounts: pins are to outlive it."""
-    return ["nsenter", f"--net=/run/netns/{node.namespace}", *command]
 
 
 @dataclass
@@ -104,92 +92,12 @@ class Server:
         self.programs.clear()
 
 
-class Daemon:
+class Daemon(NodeDaemon):
     """``fairlead run`` on the balancer."""
-
-    def __init__(self, node: Node, directory: Path, text: str) -> None:
-        self.node = node
-        self.file = directory / "fairlead.yaml"
-        self.file.write_text(text)
-        self.socket = directory / "api.sock"
-        self.log = directory / "daemon.log"
-        self.agent: subprocess.Popen[bytes] | None = None
-        self.with_rights: tuple[str, ...] = ()  # a command that runs the agent with others than ours
-
-    def start(self) -> None:
-        """Start, and wait until it serves."""
-        with self.log.open("ab") as log:
-            self.agent = subprocess.Popen(
-                inside_of(self.node, *self.with_rights, *PROGRAM, "run", str(self.file), "--socket", str(self.socket)),
-                stdout=log,
-                stderr=log,
-            )
-        until(self._ready, 30, f"ready: {self.log}")
-
-    def _ready(self) -> bool:
-        assert self.agent is not None
-        assert self.agent.poll() is None, self.log.read_text()
-        with contextlib.suppress(OSError):
-            return self._ask("/readyz")[0] == 200
-        return False
-
-    def _ask(self, path: str, method: str = "GET", body: str | None = None) -> tuple[int, str]:
-        connection = UnixConnection(str(self.socket))
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
-
-    def get(self, what: str) -> Any:
-        """``/v1/WHAT``, decoded."""
-        status, body = self._ask(f"/v1/{what}")
-        assert status == 200, body
-        return json.loads(body)
-
-    def change(self, server: str, **values: object) -> None:
-        """Change a server at run time."""
-        status, body = self._ask(f"/v1/servers/{server}", "PATCH", json.dumps(values))
-        assert status == 200, body
-
-    def reload(self, text: str | None = None) -> None:
-        """Read the file again, which says this now."""
-        if text is not None:
-            self.file.write_text(text)
-        status, body = self._ask("/v1/reload", "POST")
-        assert status == 200, body
-
-    def server(self, key: str) -> dict[str, Any]:
-        """What it says about one server."""
-        return next(it for it in self.get("servers") if it["key"] == key)
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Events of one kind."""
-        return [event for event in self.get("events?limit=1000") if event["kind"] == kind]
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of a metric with these labels."""
-        families = text_string_to_metric_families(self._ask("/metrics")[1])
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == f"fairlead_{name}" and labels.items() <= sample.labels.items()
-        )
-
-    def command(self, *arguments: str, check: bool = True, both: bool = False) -> str:
-        """What a verb of the command line prints; ``both``: on standard error, too."""
-        full = inside_of(self.node, *PROGRAM, *arguments, "--socket", str(self.socket))
-        done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=30)
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + (done.stderr if both else "")
 
     def kill(self) -> None:
         """The agent dies at once; its workers and the kernel go on."""
-        assert self.agent is not None
-        os.kill(self.agent.pid, signal.SIGKILL)
-        self.agent.wait()
+        self.kill_agent()
 
     def leave(self) -> None:
         """The agent ends and leaves everything forwarding."""
@@ -211,88 +119,53 @@ class Daemon:
             self.agent.wait()
 
 
-class Crossing:
-    """The bed; use ``crossing()``."""
+class Bed:
+    """Two switches and nodes between which frames of the program pass; ``balancers`` run it."""
 
     def __init__(self, net: Lan, directory: Path) -> None:
         self.net = net
         self.directory = directory
-        self.servers: dict[str, Server] = {}
+        self.balancers: list[Node] = []
         self._stubs: list[Link] = []
         self._programs: list[LoadedObject] = []
         net.add_bridge("br1")
-        self.balancer = net.add("lb")
-        net.connect(self.balancer, "eth1", "q-lb", "br1")
-        for address in ("10.0.1.1/24", "fd00:1::1/64"):
-            self._address(self.balancer, "eth1", address)
-        self._sysctl(
-            self.balancer,
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-            "net.ipv6.conf.default.accept_ra=0",
-        )
-        self.client = self.add_client("c1")
 
-    def add_client(self, name: str) -> Node:
-        """A client on the outside."""
-        node = self.net.add(name)
-        self._quiet(node)
+    def add_balancer(self, name: str, outside: tuple[str, ...] | None, inside: tuple[str, ...]) -> Node:
+        """A node on both switches, with these addresses, that forwards."""
+        node = self.net.add(name, outside)
+        self.net.connect(node, "eth1", f"q-{name}", "br1")
+        for address in inside:
+            self.address(node, "eth1", address)
+        forwarding = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv6.conf.default.accept_ra=0")
+        self.sysctl(node, *forwarding)
+        self.balancers.append(node)
         return node
 
-    def add_server(self, name: str, number: int) -> Server:
-        """A server on the inside, whose gateway is the balancer: 10.0.1.NUMBER and fd00:1::NUMBER (in hex)."""
+    def add_client(self, name: str, addresses: tuple[str, ...] | None = None) -> Node:
+        """A client on the outside."""
+        node = self.net.add(name, addresses)
+        self.quiet(node)
+        return node
+
+    def add_inner(self, name: str, addresses: tuple[str, ...], gateways: tuple[str, ...]) -> Node:
+        """A node on the inside alone."""
         node = self.net.add(name, ())
         node.ip("link", "del", "eth0")
         self.net.connect(node, "eth0", f"q-{name}", "br1")
-        self._address(node, "eth0", f"10.0.1.{number}/24")
-        self._address(node, "eth0", f"fd00:1::{number:x}/64")
-        node.ip("route", "add", "default", "via", "10.0.1.1")
-        node.ip("route", "add", "default", "via", "fd00:1::1")
-        self._quiet(node)
-        self.servers[name] = Server(node, name)
-        return self.servers[name]
+        for address in addresses:
+            self.address(node, "eth0", address)
+        for gateway in gateways:
+            node.ip("route", "add", "default", "via", gateway)
+        self.quiet(node)
+        return node
 
-    def add_near(self, name: str, *vips: str) -> Server:
-        """A server on the outside, beside the clients, that has the VIPs on lo and does not tell anybody."""
-        node = self.net.add(name)
-        self._hide(node, vips)
-        self._quiet(node)
-        self.servers[name] = Server(node, name)
-        return self.servers[name]
-
-    def add_beside(self, name: str, number: int, *vips: str) -> Server:
-        """A server with the VIPs on lo, at 10.0.1.NUMBER of the inside; it answers clients on the outside itself."""
-        server = self.add_near(name, *vips)
-        node = server.node
-        self.net.connect(node, "eth1", f"q-{name}", "br1")
-        self._address(node, "eth1", f"10.0.1.{number}/24")
-        self._quiet(node, "eth1")
-        self._sysctl(node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
-        return server
-
-    def add_far(self, name: str, number: int, *vips: str) -> Server:
-        """A server behind a router, in 10.0.NUMBER.0/24 and fd00:NUMBER::/64, that takes tunnelled packets out."""
-        server = self.add_near(name, *vips)
-        node = server.node
-        self.net.connect(node, "eth1", f"q-{name}", "br1")
-        self._address(node, "eth1", f"10.0.1.{200 + number}/24")
-        self._address(node, "eth1", f"fd00:1::{200 + number:x}/64")
-        self._quiet(node, "eth1")
-        for address in (f"10.0.{number}.10/32", f"fd00:{number}::10/128"):
-            self._address(node, "lo", address)
-        self.balancer.ip("route", "add", f"10.0.{number}.0/24", "via", f"10.0.1.{200 + number}")
-        self.balancer.ip("route", "add", f"fd00:{number}::/64", "via", f"fd00:1::{200 + number:x}")
-        self._sysctl(node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
-        server.decapsulation = self._attach(node, "eth1", "decapsulate")
-        return server
-
-    def decapsulate(self, server: Server, *, on: bool) -> None:
-        """Let a far server take packets out of tunnels, or not."""
-        assert server.decapsulation is not None
-        wanted, other = ("decapsulate", "pass_all") if on else ("pass_all", "decapsulate")
-        with in_namespace(server.node.namespace):
-            loaded = next(it for it in self._programs if it.programs[other].id == server.decapsulation.state()[0])
-            server.decapsulation.replace(loaded.programs[wanted], loaded.programs[other])
+    def connect_inside(self, node: Node, *addresses: str) -> None:
+        """A cable from an outer node to the inner switch."""
+        self.net.connect(node, "eth1", f"q-{node.name}", "br1")
+        for address in addresses:
+            self.address(node, "eth1", address)
+        self.quiet(node, "eth1")
+        self.sysctl(node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
 
     def ready(self, without: tuple[str, ...] = ()) -> None:
         """Everything is connected: let frames through that the program sends, but for some ports of the switches."""
@@ -301,33 +174,108 @@ class Crossing:
                 if port not in without:
                     self._attach_switch(port)
 
-    def _hide(self, node: Node, vips: tuple[str, ...]) -> None:
-        self._sysctl(node, "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")
+    def hide(self, node: Node, *vips: str) -> None:
+        """The VIPs are on lo, and the node does not tell anybody."""
+        self.sysctl(node, "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2")
         for vip in vips:
-            self._address(node, "lo", f"{vip}/{128 if ':' in vip else 32}")
+            self.address(node, "lo", f"{vip}/{128 if ':' in vip else 32}")
 
-    def _address(self, node: Node, interface: str, address: str) -> None:
+    def address(self, node: Node, interface: str, address: str) -> None:
+        """One more."""
         node.ip("address", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
 
-    def _sysctl(self, node: Node, *settings: str) -> None:
+    def sysctl(self, node: Node, *settings: str) -> None:
+        """Switches of the node's kernel."""
         node.run("sysctl", "-q", "-w", *settings)
 
-    def _quiet(self, node: Node, interface: str = "eth0") -> None:
+    def quiet(self, node: Node, interface: str = "eth0") -> None:
+        """No offloads, which would leave checksums to a device that is none."""
         node.run("ethtool", "-K", interface, "tx", "off", "tso", "off", "gso", "off", "gro", "off")
 
     def _attach_switch(self, port: str) -> None:
         names = ip("-n", self.net.name, "-o", "link", "show").split()
         if any(name.startswith(f"{port}@") for name in names):
-            self._attach(self.net, port, "pass_all")
+            self.attach(self.net, port, "pass_all")
 
-    def _attach(self, where: Node | Lan, interface: str, program: str) -> Link:
+    def attach(self, where: Node | Lan, interface: str, program: str) -> Link:
+        """Let an interface carry a program of the bed."""
         namespace = where.namespace if isinstance(where, Node) else where.name
-        with in_namespace(namespace):
+        with inside(namespace):
             loaded = LoadedObject(bed_object())
             self._programs.append(loaded)
             index = kernel.interfaces()[interface]
             self._stubs.append(Link.attach(loaded.programs[program], index, XDP_NATIVE))
         return self._stubs[-1]
+
+    def counters_of(self, node: Node) -> dict[str, int]:
+        """What a balancer's program counted, for messages of tests that fail."""
+        with inside(node.namespace):
+            root = kernel.namespace_root()
+        for place in root.glob("[0-9]*/cpus"):
+            cpus = BpfMap.at(place)
+            raw = cpus.get(bytes(4))
+            cpus.close()
+            return {c.name: n for c, n in abi.sum_counters(raw or b"").items() if n}
+        return {}
+
+    def close(self) -> None:
+        """Everything ends."""
+        for link in self._stubs:
+            link.close()
+        for loaded in self._programs:
+            loaded.close()
+        for node in self.balancers:
+            with inside(node.namespace):
+                filters.cleanup()
+                kernel.cleanup()
+
+
+class Crossing(Bed):
+    """The bed of one balancer; use ``crossing()``."""
+
+    def __init__(self, net: Lan, directory: Path) -> None:
+        super().__init__(net, directory)
+        self.servers: dict[str, Server] = {}
+        self.balancer = self.add_balancer("lb", None, ("10.0.1.1/24", "fd00:1::1/64"))
+        self.client = self.add_client("c1")
+
+    def add_server(self, name: str, number: int) -> Server:
+        """A server on the inside, whose gateway is the balancer: 10.0.1.NUMBER and fd00:1::NUMBER (in hex)."""
+        addresses = (f"10.0.1.{number}/24", f"fd00:1::{number:x}/64")
+        self.servers[name] = Server(self.add_inner(name, addresses, ("10.0.1.1", "fd00:1::1")), name)
+        return self.servers[name]
+
+    def add_near(self, name: str, *vips: str) -> Server:
+        """A server on the outside, beside the clients, that has the VIPs on lo and does not tell anybody."""
+        node = self.add_client(name)
+        self.hide(node, *vips)
+        self.servers[name] = Server(node, name)
+        return self.servers[name]
+
+    def add_beside(self, name: str, number: int, *vips: str) -> Server:
+        """A server with the VIPs on lo, at 10.0.1.NUMBER of the inside; it answers clients on the outside itself."""
+        server = self.add_near(name, *vips)
+        self.connect_inside(server.node, f"10.0.1.{number}/24")
+        return server
+
+    def add_far(self, name: str, number: int, *vips: str) -> Server:
+        """A server behind a router, in 10.0.NUMBER.0/24 and fd00:NUMBER::/64, that takes tunnelled packets out."""
+        server = self.add_near(name, *vips)
+        self.connect_inside(server.node, f"10.0.1.{200 + number}/24", f"fd00:1::{200 + number:x}/64")
+        server.decapsulation = self.attach(server.node, "eth1", "decapsulate")
+        for address in (f"10.0.{number}.10/32", f"fd00:{number}::10/128"):
+            self.address(server.node, "lo", address)
+        self.balancer.ip("route", "add", f"10.0.{number}.0/24", "via", f"10.0.1.{200 + number}")
+        self.balancer.ip("route", "add", f"fd00:{number}::/64", "via", f"fd00:1::{200 + number:x}")
+        return server
+
+    def decapsulate(self, server: Server, *, on: bool) -> None:
+        """Let a far server take packets out of tunnels, or not."""
+        assert server.decapsulation is not None
+        wanted, other = ("decapsulate", "pass_all") if on else ("pass_all", "decapsulate")
+        with inside(server.node.namespace):
+            loaded = next(it for it in self._programs if it.programs[other].id == server.decapsulation.state()[0])
+            server.decapsulation.replace(loaded.programs[wanted], loaded.programs[other])
 
     def curl(self, url: str, *options: str, client: Node | None = None, check: bool = True) -> str:
         """What a client gets; an empty text when it gets nothing and nothing is checked."""
@@ -339,35 +287,13 @@ class Crossing:
 
     def counters(self) -> dict[str, int]:
         """What the program counted, for messages of tests that fail."""
-        with in_namespace(self.balancer.namespace):
-            root = kernel.namespace_root()
-        for place in root.glob("[0-9]*/cpus"):
-            cpus = BpfMap.at(place)
-            raw = cpus.get(bytes(4))
-            cpus.close()
-            return {c.name: n for c, n in abi.sum_counters(raw or b"").items() if n}
-        return {}
+        return self.counters_of(self.balancer)
 
     def close(self) -> None:
         """Everything ends."""
         for server in self.servers.values():
             server.kill()
-        for link in self._stubs:
-            link.close()
-        for loaded in self._programs:
-            loaded.close()
-        with in_namespace(self.balancer.namespace):
-            filters.cleanup()
-            kernel.cleanup()
-
-
-@contextlib.contextmanager
-def in_namespace(name: str) -> Iterator[None]:
-    """This thread in a named network namespace."""
-    node = Node.__new__(Node)
-    node.namespace = name
-    with node.inside():
-        yield
+        super().close()
 
 
 @contextlib.contextmanager

@@ -77,20 +77,9 @@ class Node:
         """Pull the cable, or put it back."""
         ip("-n", self.lan.name, "link", "set", f"p-{self.name}", "up" if connected else "down")
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> contextlib.AbstractContextManager[None]:
         """The block runs in this namespace: sockets that it makes belong to it. For the main thread alone."""
-        before = os.open("/proc/self/ns/net", os.O_RDONLY)
-        there = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
-        try:
-            _setns(there)
-            try:
-                yield
-            finally:
-                _setns(before)
-        finally:
-            os.close(before)
-            os.close(there)
+        return inside(self.namespace)
 
 
 class Lan:
@@ -124,9 +113,17 @@ class Lan:
         ip("-n", self.name, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
         ip("-n", self.name, "link", "set", bridge, "up")
 
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The block runs in the namespace of the switches."""
+        return inside(self.name)
+
     def cut(self, port: str) -> None:
         """Pull the cable of one port of a switch."""
         ip("-n", self.name, "link", "set", port, "down")
+
+    def mend(self, port: str) -> None:
+        """Put it back."""
+        ip("-n", self.name, "link", "set", port, "up")
 
     def owners(self, vip: str) -> list[str]:
         """Names of the nodes that carry ``vip``."""
@@ -138,6 +135,22 @@ class Lan:
         subprocess.run(
             ["ip", "netns", "exec", self.name, "nft", "-f", "-"], input=script, text=True, check=True, timeout=30
         )
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """The block runs in a named network namespace. For the main thread alone."""
+    before = os.open("/proc/self/ns/net", os.O_RDONLY)
+    there = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    try:
+        _setns(there)
+        try:
+            yield
+        finally:
+            _setns(before)
+    finally:
+        os.close(before)
+        os.close(there)
 
 
 @contextlib.contextmanager
