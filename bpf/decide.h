@@ -382,12 +382,12 @@ static __always_inline int stateless_reply(struct xdp_md *ctx, const struct pack
 	r->generation = server->generation;
 	route_to_client(r, p, &reply->vip, reply->port);
 	if ((reply->flags & (FL_REPLY_AMBIGUOUS | FL_REPLY_GUESS)) == FL_REPLY_AMBIGUOUS) {
-		if (hop_find(ctx, &p->dst, p->family, &hop) == BPF_FIB_LKUP_RET_NOT_FWDED)
+		if (may_be_own(hop_find(ctx, &p->dst, p->family, &hop)))
 			return counted(FL_PASS_OWN, XDP_PASS);
 		return counted(FL_DROP_REPLY_UNKNOWN, XDP_DROP);
 	}
 	if (server->flags & FL_SERVER_RESET) {
-		if (hop_find(ctx, &p->dst, p->family, &hop) == BPF_FIB_LKUP_RET_NOT_FWDED)
+		if (may_be_own(hop_find(ctx, &p->dst, p->family, &hop)))
 			return counted(FL_PASS_OWN, XDP_PASS);
 		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
 	}

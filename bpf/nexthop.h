@@ -41,6 +41,15 @@ __noinline int hop_ask(struct xdp_md *ctx, struct fl_hop *hop, const struct fl_a
 	return 0;
 }
 
+/*
+ * Whether a packet may be for this node itself, by what bpf_fib_lookup said. Where forwarding is off it does not look
+ * any further; what is not its own the stack then drops.
+ */
+static __always_inline _Bool may_be_own(int error)
+{
+	return error == BPF_FIB_LKUP_RET_NOT_FWDED || error == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
 /* 0 and *found, or what bpf_fib_lookup said instead. */
 static __always_inline int hop_find(struct xdp_md *ctx, const struct fl_addr *dst, __u8 family, struct fl_hop **found)
 {

@@ -8,6 +8,11 @@
 #include "nexthop.h"
 #include "rewrite.h"
 
+static __always_inline _Bool is_nat(const struct route *r)
+{
+	return r->forwarding == FL_NAT || r->forwarding == FL_FULLNAT;
+}
+
 /*
  * A packet whose only purpose is that the stack resolves the neighbour it is sent to: an echo reply nobody asked
  * for, from the packet's source to the wanted hop. The packet itself is lost; its sender repeats it. The original
@@ -58,7 +63,7 @@ __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct r
 	if (!p || !r)
 		return XDP_DROP;
 	/* To this node itself: its own connection to the server. */
-	if (error == BPF_FIB_LKUP_RET_NOT_FWDED && r->kind == FL_TO_CLIENT && r->forwarding == FL_NAT)
+	if (may_be_own(error) && r->kind == FL_TO_CLIENT && r->forwarding == FL_NAT)
 		return counted(FL_PASS_OWN, XDP_PASS);
 	if (error == BPF_FIB_LKUP_RET_FWD_DISABLED)
 		return counted(FL_DROP_FORWARDING_OFF, XDP_DROP);
@@ -91,11 +96,6 @@ static __always_inline int send_frame(struct xdp_md *ctx, const struct packet *p
 	if (link_header(ctx, p, hop->dmac, hop->smac, l3 - ETH_HLEN, family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)))
 		return counted(FL_DROP_FAULT, XDP_DROP);
 	return leave(ctx, hop);
-}
-
-static __always_inline _Bool is_nat(const struct route *r)
-{
-	return r->forwarding == FL_NAT || r->forwarding == FL_FULLNAT;
 }
 
 __noinline int transmit(struct xdp_md *ctx, const struct packet *p, const struct route *r)

@@ -18,7 +18,7 @@ from support.xdp import Bed, open_bed
 pytestmark = pytest.mark.root
 
 PACKETS = 50_000  # for each path: 100 000 altogether
-# What the mixed packets never meet, because it depends on time or load; test_table.py has it.
+# What the mixed packets never meet, because it depends on time, load or the host; test_flows.py has it.
 ELSEWHERE = {
     Counter.DROP_SOURCE_RATE,
     Counter.DROP_FORWARDING_OFF,

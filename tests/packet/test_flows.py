@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from fairlead.dataplane.xdp.abi import Counter
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.policy.flowhash import flow_hash, flow_message, probes, slot_of, source_message
 from packet.world import World
-from support.oracle import DROP, REDIRECT, Reply
+from support.oracle import DROP, PASS, REDIRECT, Reply
 from support.packets import (
     ACK,
     FIN,
@@ -372,6 +373,27 @@ def test_a_next_hop_is_believed_for_a_short_time_only(namespace: None) -> None:
             assert world.send(tcp_frame("192.0.2.1:1", VIP)).frame[:6].hex() == "020000000099"
         finally:
             resolve(before.hex(":"))
+
+
+@pytest.mark.parametrize("ambiguous", [False, True])
+def test_a_kernel_that_does_not_forward(namespace: None, ambiguous: bool) -> None:
+    """Requests are dropped; what a server sends is left to the stack, for it may be the answer of a health check."""
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    with open_bed(hop_ttl=0) as bed:
+        world = World(bed)
+        world.server(1, "10.0.1.10:8080", ambiguous=ambiguous)
+        world.service(1, "nat", (1,), (0,))
+        world.listen(1, "10.0.0.100", TCP, 80)
+        world.reply("10.0.1.10:8080", TCP, Reply(ip_address("10.0.0.100"), 80, 1, 1, ambiguous=ambiguous))
+        switch.write_text("0")
+        try:
+            request = world.send(tcp_frame("192.0.2.1:1", VIP))
+            answer = tcp_frame("10.0.1.10:8080", "10.0.1.1:40000", ACK)
+            probe = world.send(answer, INSIDE)
+        finally:
+            switch.write_text("1")
+    assert (request.verdict, request.counter) == (DROP, Counter.DROP_FORWARDING_OFF)
+    assert (probe.verdict, probe.frame, probe.counter) == (PASS, answer, Counter.PASS_OWN)
 
 
 def test_only_the_flows_of_a_dead_server_move(world: World) -> None:
