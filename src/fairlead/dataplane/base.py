@@ -109,6 +109,12 @@ class DataPlane(Protocol):
     async def apply(self, plan: Plan) -> None:
         """Carry out a plan."""
 
+    def trouble(self) -> str | None:
+        """What keeps packets from being forwarded although everything is held that was told; None: nothing does.
+
+        Cheap, and asked more than once a second.
+        """
+
     async def counters(self) -> Counters:
         """Read all counters."""
 

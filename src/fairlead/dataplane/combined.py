@@ -267,6 +267,10 @@ class CombinedDataPlane:
             del it.services[name]
             it.listeners -= set(listeners)
 
+    def trouble(self) -> str | None:
+        """Of either."""
+        return next((why for it in self._planes.values() if (why := it.plane.trouble()) is not None), None)
+
     async def counters(self) -> Counters:
         """Both together."""
         proxy = await self._planes[PROXY].plane.counters()

@@ -27,6 +27,7 @@ class MemoryDataPlane:
         applied: Every Op that was carried out, in order.
         totals: What ``counters`` returns.
         connections: What ``flows`` lists.
+        ailment: What ``trouble`` returns.
         running: Between ``start`` and ``stop`` or ``detach``.
         ways: What ``set_ways`` was given.
     """
@@ -38,6 +39,7 @@ class MemoryDataPlane:
         self.connections: list[FlowView] = []
         self.running = False
         self.ways: frozenset[Way] = frozenset()
+        self.ailment: str | None = None
         self._faults: deque[tuple[int, str]] = deque()
         self._seen = 0
 
@@ -72,6 +74,10 @@ class MemoryDataPlane:
     def packets_of(self, way: Way) -> int:  # noqa: ARG002
         """None."""
         return 0
+
+    def trouble(self) -> str | None:
+        """Nothing, or what a test says."""
+        return self.ailment
 
     async def start(self) -> None:
         """Begin; what was held before is still held, as with workers that outlive the agent."""

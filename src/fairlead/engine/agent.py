@@ -95,7 +95,7 @@ class Agent:
             parts.announcer,
             configuration=lambda: self._present.configuration,
             services=lambda: self._present.decide().services,
-            dataplane=lambda: self._reconciler.convergence.error,
+            dataplane=self._self_test,
             clock=parts.clock,
             wall_clock=parts.wall_clock,
         )
@@ -225,6 +225,13 @@ class Agent:
         """The data plane lost or replaced something: look at once."""
         self._reconciler.wake()
 
+    def _self_test(self) -> str | None:
+        """What keeps the data plane from its work, if anything does."""
+        trouble = self._parts.dataplane.trouble()
+        if trouble is not None:
+            self._reconciler.wake()  # what can be repaired is, at once
+        return self._reconciler.convergence.error or trouble
+
     def announced(self, event: Event) -> None:
         """Something happened to a VIP."""
         self._parts.events.record(
@@ -314,7 +321,7 @@ class Agent:
             last_reload_ok=reload_error is None,
             last_reload_error=reload_error,
             converged=convergence.converged,
-            pending_error=convergence.error,
+            pending_error=self._self_test(),
             drift_repairs_total=convergence.drift_repairs,
             workers=self._counters.workers,
             packets=dict(self._counters.packets),

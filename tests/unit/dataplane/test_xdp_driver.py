@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -371,9 +372,13 @@ async def test_a_page_of_nothing_and_counters_of_nothing() -> None:
         assert counters.packets["pass_unrelated"] >= 0
 
 
+def switch_forwarding(value: int) -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text(str(value))
+
+
 @pytest.fixture
 def no_forwarding() -> None:
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    switch_forwarding(0)
 
 
 async def test_switched_off_forwarding_is_told_by_name(no_forwarding: None) -> None:
@@ -383,3 +388,25 @@ async def test_switched_off_forwarding_is_told_by_name(no_forwarding: None) -> N
         told = [event for event in events if event[0] == "forwarding"]
         assert [subject for _, subject, _ in told] == ["net.ipv4.conf.eth0.forwarding"]
         assert "sysctl -w net.ipv4.ip_forward=1" in told[0][2]
+        assert made.trouble() == f"{told[0][1]} {told[0][2]}"
+        switch_forwarding(1)
+        assert made.trouble() is None
+
+
+def detached_by_hand(pin: str) -> None:
+    path = kernel.namespace_root() / pin
+    subprocess.run(["bpftool", "link", "detach", "pinned", str(path)], check=True, capture_output=True)
+
+
+async def test_a_program_that_was_detached_is_trouble_until_it_is_back() -> None:
+    """Also when everything was looked at a moment ago."""
+    async with opened_plane() as made:
+        await bring(made, state())
+        await made.observe()
+        assert made.trouble() is None
+        detached_by_hand(f"{kernel.LINK}{index()}")
+        assert not attached_program(index())
+        assert made.trouble() == "the XDP program of eth0 has gone"
+        await made.observe()
+        assert made.trouble() is None
+        assert attached_program(index())

@@ -8,6 +8,7 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from fairlead.model.net import Protocol
 from fairlead.model.pool import AdminState, PassiveCheck
 from fairlead.model.service import Forwarding, Passage, WhenAllDown
 from fairlead.model.state import FlowTreatment, ServiceMode
+from fairlead.model.vip import Vip, VrrpInstance
 from fairlead.policy.health import Transition
 from support.announcer import FakeAnnouncer
 from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, endpoint, pool, server, service
@@ -538,3 +540,28 @@ def test_ways_are_there_before_the_probes_that_take_them(tmp_path: Path) -> None
         assert {address for _, address in bench.probes} == {A, B}
 
     run_virtually(scenario())
+
+
+PAIR = Vip(ip_address("192.0.2.10"), 24, "eth0", "pair")
+
+
+def shared(**changes: Any) -> Configuration:
+    parts = (service(**changes), pool(server(A), monitors=(TCP_MONITOR,)))
+    return configuration(*parts, vips=(PAIR,), vrrp={"pair": VrrpInstance("pair", "eth0", 51)})
+
+
+def test_a_data_plane_that_does_not_forward_degrades_the_node(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, shared())
+        async with bench.running() as agent:
+            bench.plane.ailment = "net.ipv4.conf.eth0.forwarding is 0"
+            await asyncio.sleep(2.5)
+            assert bench.announcer.wanted.stances["pair"].degraded is None, "what is repaired soon was no fault"
+            await asyncio.sleep(1.5)
+            assert bench.announcer.wanted.stances["pair"].degraded == f"data plane: {bench.plane.ailment}"
+            assert agent.status().pending_error == bench.plane.ailment
+            bench.plane.ailment = None
+            await asyncio.sleep(6.0)
+            assert bench.announcer.wanted.stances["pair"].degraded is None
+
+    run_virtually(run())

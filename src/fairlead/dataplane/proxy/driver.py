@@ -104,6 +104,10 @@ class ProxyDataPlane:
         """None."""
         return 0
 
+    def trouble(self) -> str | None:
+        """Nothing: workers that are missing are an error of the next pass."""
+        return None
+
     async def start(self) -> None:
         """Adopt the workers that run, start missing ones, let surplus ones end with their flows.
 

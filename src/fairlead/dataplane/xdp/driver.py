@@ -88,6 +88,7 @@ class XdpDataPlane:
         self._version = 0
         self._seen: tuple[int, ForwardingState] = (-1, ForwardingState())
         self._damaged: set[object] = set()  # nouns that the kernel does not hold as they were written
+        self._trouble: str | None = None
         self._scan_at = 0.0
         self._release_at = 0.0
 
@@ -171,6 +172,14 @@ class XdpDataPlane:
             live = self._in.census.count(fresh=True)
             if self._held.release(live.servers, live.services):
                 self._held.flush()
+
+    def trouble(self) -> str | None:
+        """An interface has lost the program, or the kernel does not forward."""
+        if not self._lock.locked():
+            self._trouble = self._in.trouble()
+            if self._in.kernel.lost():
+                self._scan_at = 0.0
+        return self._trouble
 
     async def apply(self, plan: Plan) -> None:
         """Carry out a plan.

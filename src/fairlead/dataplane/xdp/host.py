@@ -152,6 +152,13 @@ class Host:
         for it in found:
             self._tell_once(it.severity is not Severity.OK, it.name, it.subject, f"{it.message}: {it.fix}")
 
+    def unforwarded(self, names: Iterable[str], families: Iterable[int]) -> str | None:
+        """The first switch that keeps the kernel from forwarding what comes in by these interfaces, and its cure."""
+        asked = [(family, name) for family in families for name in names]
+        sysctls = read_sysctls(switches.switch(family, name, "forwarding") for family, name in asked)
+        found = (switches.forwarding(sysctls, name, family) for family, name in asked)
+        return next((f"{it.subject} {it.message}: {it.fix}" for it in found if it.severity is not Severity.OK), None)
+
     def _tell_once(self, holds: bool, kind: str, subject: str, message: str) -> None:
         if not holds:
             self._told.discard((kind, subject))

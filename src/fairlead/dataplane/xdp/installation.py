@@ -129,6 +129,7 @@ class Installation:
         self._event = event
         self._counting = programs.census
         self._census: Census | None = None
+        self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
 
@@ -316,8 +317,17 @@ class Installation:
             for index in set(self.kernel.attached) - set(wanted.values()):
                 self.kernel.detach(index)
         carrying = [it.name for it in self.kernel.attached.values()]
-        self.host.check_switches(carrying, addresses, needs.families)
+        self._families = sorted(needs.families)
+        self.host.check_switches(carrying, addresses, self._families)
         self.refresh_near()
+
+    def trouble(self) -> str | None:
+        """What keeps packets of the services from being forwarded, as far as it can be seen at a glance."""
+        if not self.running or not self.held.listeners:
+            return None
+        if lost := self.kernel.lost():
+            return f"the XDP program of {', '.join(lost)} has gone"
+        return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._families)
 
     def _keep_sources(self) -> None:
         """Let fullnat send from the addresses that the routes to its servers have."""

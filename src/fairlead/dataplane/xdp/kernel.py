@@ -360,6 +360,10 @@ class Kernel:
         if found is not None:
             found.link.close()
 
+    def lost(self) -> list[str]:
+        """Names of interfaces that should carry the program and do not."""
+        return [it.name for index, it in self.attached.items() if it.link.state()[1] != index]
+
     def check_links(self) -> list[int]:
         """Interfaces that have gone, or whose link something else took away; they are forgotten."""
         lost = []
