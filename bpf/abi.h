@@ -229,6 +229,9 @@ struct fl_settings {
 	struct fl_addr snat[FL_SNAT];
 };
 
+/* Before a packet (its metadata) that `resolve` is to take from the XDP program; other values are not ours. */
+#define FL_UNRESOLVED 0xfa1e41adu
+
 #define FL_WINDOW_SHIFT 4u /* a window of `brake` and `answers` is 1 << FL_WINDOW_SHIFT jiffies */
 
 /* traffic of services and of servers, per CPU */
@@ -249,7 +252,7 @@ enum fl_counter {
 	FL_PASS_OWN,	      /* a server's answer to this node itself */
 	FL_PASS_DIRECT,	      /* client and server talk without the VIP */
 	FL_PASS_ICMP,	      /* ICMP that concerns no flow of ours */
-	FL_PASS_UNRESOLVED,   /* nat: rewritten; the stack resolves the neighbour and sends it on */
+	FL_PASS_UNRESOLVED,   /* rewritten; the kernel resolves the neighbour and sends it on */
 	FL_PASS_RESOLVING,    /* turned into a harmless packet that makes the stack resolve the neighbour */
 	FL_DROP_DENIED,
 	FL_DROP_SOURCE_RATE,

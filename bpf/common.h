@@ -13,6 +13,7 @@ const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a pa
 const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one */
 const volatile __u32 flow6_mask = 65535;
 const volatile _Bool accounting = 0;		/* count packets and octets of every flow: one more cache line a packet */
+const volatile _Bool resolver = 0;		/* the tc program `resolve` sees every packet that this one passes */
 const volatile _Bool fast_path = 1;		/* off: every packet takes the general path (tests compare the two) */
 
 /* What a function may answer instead of an XDP action. */

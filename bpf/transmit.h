@@ -57,6 +57,30 @@ __noinline int make_resolve(struct xdp_md *ctx, const struct packet *p, const st
 	return counted(FL_PASS_RESOLVING, XDP_PASS);
 }
 
+/*
+ * Finishes a packet but for its link header and leaves it to `resolve`, so that the kernel keeps it until it knows the
+ * neighbour. NOT_KEPT: this driver has no room for metadata, or there is a VLAN tag, which the stack takes off.
+ */
+enum { NOT_KEPT = -1 };
+
+static __always_inline int keep_until_resolved(struct xdp_md *ctx, const struct packet *p, const struct route *r)
+{
+	__u32 *mark;
+
+	if (p->l3 != ETH_HLEN || bpf_xdp_adjust_meta(ctx, -(int)sizeof(*mark)))
+		return NOT_KEPT;
+	mark = (void *)(long)ctx->data_meta;
+	if ((void *)(mark + 1) > (void *)(long)ctx->data)
+		return NOT_KEPT;
+	*mark = FL_UNRESOLVED;
+	if (p->ttl <= 1)
+		return counted(FL_DROP_TTL, XDP_DROP);
+	if (rewrite(ctx, p, r, 1))
+		return counted(FL_DROP_FAULT, XDP_DROP);
+	count_traffic(r->service, r->server, r->kind, p->ip_len);
+	return counted(FL_PASS_UNRESOLVED, XDP_PASS);
+}
+
 /* bpf_fib_lookup did not give a next hop. */
 __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct route *r, int error, int icmp)
 {
@@ -73,6 +97,12 @@ __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct r
 		if (rewrite(ctx, p, r, 0))
 			return counted(FL_DROP_FAULT, XDP_DROP);
 		return counted(FL_PASS_UNRESOLVED, XDP_PASS);
+	}
+	if (resolver && !icmp && is_nat(r)) {
+		int verdict = keep_until_resolved(ctx, p, r);
+
+		if (verdict != NOT_KEPT)
+			return verdict;
 	}
 	return make_resolve(ctx, p, r);
 }

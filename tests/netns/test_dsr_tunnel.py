@@ -147,6 +147,20 @@ def test_large_uploads_find_their_way(running: tuple[Crossing, Daemon], runtime:
         assert bed.counters()["SENT_TOO_BIG"] > 0
 
 
+@pytest.mark.parametrize("mode", ["fullnat"], indirect=True)
+def test_no_packet_is_lost_while_link_addresses_are_not_known(running: tuple[Crossing, Daemon]) -> None:
+    bed, _ = running
+
+    def met() -> bool:
+        for address, interface in (("10.9.0.2", "eth0"), ("10.0.1.10", "eth1"), ("10.0.1.11", "eth1")):
+            bed.balancer.ip("neigh", "del", address, "dev", interface, check=False)
+        assert udp_ask(bed.client, VIPS[0], 53, b"hello") != b"", bed.counters()
+        return bed.counters().get("PASS_UNRESOLVED", 0) > 5
+
+    until(met, 5, "they were not known")
+    assert "PASS_RESOLVING" not in bed.counters()
+
+
 def test_a_dead_server_loses_its_flows_alone_and_gets_only_those_back(running: tuple[Crossing, Daemon]) -> None:
     bed, daemon = running
 

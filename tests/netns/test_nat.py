@@ -101,6 +101,22 @@ def test_the_vip_answers_echo_requests(bed: Crossing, daemon: Daemon) -> None:
     until(lambda: daemon.metric("xdp_packets_total", fate="sent_echo") == 2, 3, "they are counted")
 
 
+@pytest.mark.parametrize(("vip", "client"), [("10.9.0.100", "10.9.0.2"), ("fd00:9::100", "fd00:9::2")])
+def test_no_packet_is_lost_to_a_client_whose_link_address_is_not_known(
+    bed: Crossing, daemon: Daemon, vip: str, client: str
+) -> None:
+    """As of every client, at a node that has just taken the VIP over."""
+
+    def met() -> bool:
+        bed.balancer.ip("neigh", "del", client, "dev", "eth0", check=False)
+        assert udp_ask(bed.client, vip, 53, b"hello") != b"", bed.counters()
+        return bed.counters().get("PASS_UNRESOLVED", 0) > 0
+
+    assert "PASS_UNRESOLVED" not in bed.counters()
+    until(met, 5, "the client was not known")
+    assert "PASS_RESOLVING" not in bed.counters()
+
+
 def test_health_checks_and_clients_may_use_the_same_address_at_once(bed: Crossing, daemon: Daemon) -> None:
     """Replies to the balancer itself are never rewritten."""
     before = {it["address"]: it["failures_total"] for it in daemon.get("health")}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -410,3 +411,62 @@ async def test_a_program_that_was_detached_is_trouble_until_it_is_back() -> None
         await made.observe()
         assert made.trouble() is None
         assert attached_program(index())
+
+
+def resolvers() -> dict[str, int]:
+    """Pins of the tc program beside the XDP program, and the ids of the programs."""
+    found = {}
+    for path in sorted(kernel.namespace_root().glob(f"{kernel.RESOLVER}*")):
+        with closing(Link.at(path)) as link:
+            found[path.name], at = link.state()
+            assert at == index()
+    return found
+
+
+async def test_the_program_for_unknown_neighbours_outlives_the_agent_and_goes_with_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = await adopted()
+    await bring(first, state())
+    (before,) = resolvers().items()
+    assert before[0].startswith(f"{kernel.RESOLVER}{index()}-")
+    await first.detach()
+    assert dict([before]) == resolvers()
+    second = await adopted()
+    await bring(second, state())
+    assert dict([before]) == resolvers()
+    await second.detach()
+    monkeypatch.setattr("fairlead.dataplane.xdp.resolver.Resolver._version", lambda _: "another")
+    third = await adopted()
+    (after,) = resolvers().items()
+    assert (after[0], after[1] != before[1]) == (f"{kernel.RESOLVER}{index()}-another", True)
+    await third.stop(drain_s=0)
+    assert not kernel.namespace_root().exists()
+
+
+async def test_the_program_for_unknown_neighbours_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its pin it would go with the agent, while the XDP program counts on it."""
+    monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
+    async with opened_plane() as made:
+        await bring(made, state())
+        (name,) = resolvers()
+        for spoil in ("unpin", "detach"):
+            path = kernel.namespace_root() / name
+            if spoil == "unpin":
+                path.unlink()
+            else:
+                detached_by_hand(name)
+            await made.observe()
+            assert list(resolvers()) == [name], spoil
+
+
+async def test_a_kernel_without_tcx_forwards_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Link:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Link, "attach_ingress", refuse)
+    async with opened_plane() as made:
+        await bring(made, state())
+        assert attached_program(index())
+        assert resolvers() == {}
+        assert made._in.kernel.meta()["constants"]["resolver"] == 0

@@ -20,6 +20,7 @@ from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.kernel import Build, Kernel
 from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.resolver import Resolver
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
@@ -36,11 +37,12 @@ _SMALLEST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Object files: the program that forwards, the one that counts flows, and those for probes."""
+    """Object files: the program that forwards, the one that counts flows, those for probes and unknown neighbours."""
 
     forward: Path
     census: Path
     ways: Path
+    resolve: Path
 
 
 class Needs:
@@ -122,6 +124,7 @@ class Installation:
     ) -> None:
         self.settings = settings
         self.kernel = Kernel(programs.forward, event, root)
+        self.resolver = Resolver(programs.resolve, self.kernel.root)
         self.hertz = census.hertz()
         self.held = self._nothing(host)
         self.host = host
@@ -164,6 +167,8 @@ class Installation:
         if self.kernel.meta().get("abi") != abi.ABI:
             self._event("other_layout", "XDP", "the tables in the kernel are of another version; they are replaced")
             return False
+        for index in self.kernel.attached:
+            self.resolver.keep(index)
         if not self.kernel.is_current:
             self.kernel.renew(Build(self._sizes_now(), self._constants()), lambda _maps, _fresh: None)
             self.kernel.finish()
@@ -196,7 +201,11 @@ class Installation:
         self.kernel.finish()
 
     def _constants(self) -> dict[str, int]:
-        return {"hop_ttl": max(1, self.hertz // 25), "fragment_ttl": 30 * self.hertz}
+        return {
+            "hop_ttl": max(1, self.hertz // 25),
+            "fragment_ttl": 30 * self.hertz,
+            "resolver": int(self.resolver.supported()),
+        }
 
     def _sizes_now(self) -> dict[str, int]:
         return {name: item.max_entries for name, item in self.kernel.maps.items()}
@@ -302,6 +311,7 @@ class Installation:
             return
         held = self.held
         for index in self.kernel.check_links():
+            self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
         servers = [it.spec.endpoint.address for it in held.servers.values()]
@@ -310,12 +320,14 @@ class Installation:
         self.unattached = None
         for name, index in wanted.items():
             try:
+                self.resolver.keep(index)
                 self.kernel.attach(name, index, self.settings.mode)
             except DataPlaneError as error:
                 self.unattached = str(error)
         if self.settings.interfaces is not None and held.listeners:
             for index in set(self.kernel.attached) - set(wanted.values()):
                 self.kernel.detach(index)
+                self.resolver.forget(index)
         carrying = [it.name for it in self.kernel.attached.values()]
         self._families = sorted(needs.families)
         self.host.check_switches(carrying, addresses, self._families)
@@ -349,6 +361,7 @@ class Installation:
         """Leave everything in the kernel."""
         self._unbind()
         self.kernel.let_go()
+        self.resolver.close()
         self.held = self._nothing(self.host)
 
     def remove(self) -> None:
@@ -356,6 +369,7 @@ class Installation:
         self._unbind()
         if self.running or self.kernel.root.is_dir():
             self.kernel.remove()
+        self.resolver.close()
         self.held = self._nothing(self.host)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of ours lives in the kernel: maps, the program, and its links to interfaces, pinned so that they outlive us.
 
-``/sys/fs/bpf/fairlead/<inode of the network namespace>/`` holds ``link-<interface index>`` and one numbered directory
-per generation: every map under its name, and ``program``, which is pinned last and so says that it is complete.
+``/sys/fs/bpf/fairlead/<inode of the network namespace>/`` holds ``link-<interface index>``, what ``resolver`` pins, and
+one numbered directory per generation: every map under its name, and ``program``, which is pinned last and so says that
+it is complete.
 
 Invariants: an interface carries one program of ours, and goes from one to the next in one step; a program that is not
 ours is never replaced; maps of the same layout go over from one generation to the next, with all that is in them.
@@ -42,6 +43,7 @@ BPFFS = Path("/sys/fs/bpf")
 HOME = "fairlead"
 PROGRAM = "program"
 LINK = "link-"
+RESOLVER = "resolve-"  # pins of the tc program beside it
 NATIVE, GENERIC = "native", "generic"
 Event = Callable[[str, str, str], None]
 
@@ -489,6 +491,8 @@ def cleanup(root: Path | None = None) -> list[str]:
         if path.name.startswith(LINK):
             path.unlink()
             removed.append(f"XDP program of interface {_name_of(int(path.name.removeprefix(LINK)))}")
+    for path in root.glob(f"{RESOLVER}*"):  # after all of XDP, which counts on them
+        path.unlink()
     removed += [f"maps and program ({len(list(path.iterdir()))} pins in {path})" for path in sorted(root.iterdir())]
     remove_tree(root)
     with contextlib.suppress(OSError):

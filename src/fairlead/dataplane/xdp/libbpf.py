@@ -22,7 +22,7 @@ from fairlead.errors import DataPlaneError, UnsupportedFeature, VerifierRejected
 
 ANY, NOEXIST, EXIST = 0, 1, 2  # flags of an update
 XDP_NATIVE, XDP_GENERIC = 1 << 2, 1 << 1  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
-_ATTACH_XDP = 37  # enum bpf_attach_type: BPF_XDP
+_ATTACH_XDP, _ATTACH_TCX_INGRESS = 37, 46  # enum bpf_attach_type: BPF_XDP, BPF_TCX_INGRESS (Linux 6.6)
 _REPLACE = 1 << 2  # BPF_F_REPLACE
 _XDP_HAS_FRAGS = 1 << 5  # BPF_F_XDP_HAS_FRAGS
 _HASH, _NO_PREALLOC = 1, 1  # BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC
@@ -550,7 +550,7 @@ class Program:
 
 
 class Link:
-    """One attachment of an XDP program to an interface; it ends when neither a descriptor nor a pin is left."""
+    """One attachment of a program to an interface; it ends when neither a descriptor nor a pin is left."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over ``descriptor``; it is closed with this object."""
@@ -559,11 +559,12 @@ class Link:
     @classmethod
     def attach(cls, program: Program, ifindex: int, flags: int) -> Link:
         """Attach ``program``; raises OSError (EBUSY or EEXIST: another program is there; EOPNOTSUPP: not this mode)."""
-        options = _LinkCreate(sz=ctypes.sizeof(_LinkCreate), flags=flags)
-        result = _library().bpf_link_create(program.descriptor, ifindex, _ATTACH_XDP, ctypes.byref(options))
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
-        return cls(result)
+        return cls(_link(program, ifindex, _ATTACH_XDP, flags))
+
+    @classmethod
+    def attach_ingress(cls, program: Program, ifindex: int) -> Link:
+        """Let a tc program see what comes in after XDP; raises OSError (EINVAL: this kernel cannot)."""
+        return cls(_link(program, ifindex, _ATTACH_TCX_INGRESS, 0))
 
     @classmethod
     def at(cls, path: Path) -> Link:
@@ -634,6 +635,14 @@ class TcHook:
         """Take away the program with this handle and priority. One that has gone does not matter."""
         options = _TcOptions(sz=ctypes.sizeof(_TcOptions), handle=handle, priority=priority)
         _library().bpf_tc_detach(ctypes.byref(self._hook), ctypes.byref(options))
+
+
+def _link(program: Program, ifindex: int, kind: int, flags: int) -> int:
+    options = _LinkCreate(sz=ctypes.sizeof(_LinkCreate), flags=flags)
+    result: int = _library().bpf_link_create(program.descriptor, ifindex, kind, ctypes.byref(options))
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
 
 
 def program_by_id(number: int) -> Program:
