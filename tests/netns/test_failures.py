@@ -333,6 +333,20 @@ def test_ipv6_neighbours_learn_the_new_owner(net: Lan, runtime: Path) -> None:
             until(lambda: client.neighbour("fd00:9::100") == two.mac(), 2, "the client knows the new owner")
 
 
+def test_the_agent_hears_at_once_that_an_address_was_handed_over(make: Make) -> None:
+    """It waits for that before it lets packets go; a report a second would be late in most of four times."""
+    with make("one") as one:
+        vips, instances = one.vips, one.instances
+        for _ in range(4):
+            one.vips, one.instances = vips, instances
+            one.tell()
+            until(lambda: one.state() == "active", 5, "one owns it")
+            one.vips, one.instances = (), ()
+            one.tell()
+            until(lambda: one.hear().vips and not one.report.vips[0].held, 0.4, "it says that it has gone")
+            assert not one.holds(VIP)
+
+
 def test_priority_255_owns_an_address_that_is_its_own(net: Lan, make: Make) -> None:
     node = net.add("one")
     own = f"{node.address}/24"

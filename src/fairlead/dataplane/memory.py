@@ -28,6 +28,7 @@ class MemoryDataPlane:
         totals: What ``counters`` returns.
         connections: What ``flows`` lists.
         ailment: What ``trouble`` returns.
+        drained_s: What ``stop`` was given.
         running: Between ``start`` and ``stop`` or ``detach``.
         ways: What ``set_ways`` was given.
     """
@@ -40,6 +41,7 @@ class MemoryDataPlane:
         self.running = False
         self.ways: frozenset[Way] = frozenset()
         self.ailment: str | None = None
+        self.drained_s: float | None = None
         self._faults: deque[tuple[int, str]] = deque()
         self._seen = 0
 
@@ -132,8 +134,9 @@ class MemoryDataPlane:
         """It holds nothing that the desired state does not say."""
         return None
 
-    async def stop(self, *, drain_s: float) -> None:  # noqa: ARG002  # there is nothing to wait for
+    async def stop(self, *, drain_s: float) -> None:
         """Forget everything."""
+        self.drained_s = drain_s
         self.state = ForwardingState()
         self.running = False
 

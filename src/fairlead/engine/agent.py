@@ -36,6 +36,7 @@ from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
 from fairlead.model.net import FlowQuestion
 from fairlead.model.pool import AdminState, MonitorType
+from fairlead.model.service import Forwarding
 from fairlead.model.state import DesiredState
 from fairlead.model.views import (
     ChangeResult,
@@ -49,6 +50,7 @@ from fairlead.model.views import (
     VipView,
     VrrpView,
 )
+from fairlead.model.vip import STATIC
 from fairlead.policy import derive
 from fairlead.policy.derive import Runtime
 from fairlead.policy.health import Transition
@@ -158,9 +160,24 @@ class Agent:
     async def stop(self, *, drain_s: float) -> None:
         """Hand VIPs over, take no new flows, let the others end for up to ``drain_s`` seconds, end the workers."""
         await self._end_loops()
-        self._ownership.withdraw()
-        await self._parts.dataplane.stop(drain_s=drain_s)
+        await self._hand_over()
+        await self._parts.dataplane.stop(drain_s=drain_s if self._keeps_an_address() else 0.0)
         await self._parts.announcer.stop()
+
+    async def _hand_over(self) -> None:
+        """VIPs go first. What the kernel forwards lives on at the next owner, if nothing meets a node without program;
+        connections of the proxy end with the move, and nothing is gained by waiting.
+        """
+        if any(it.forwarding is not Forwarding.PROXY for it in self._present.configuration.services.values()):
+            await self._ownership.hand_over()
+        else:
+            self._ownership.withdraw()
+
+    def _keeps_an_address(self) -> bool:
+        """Whether connections can end here in their own time: those to addresses that have moved cannot."""
+        configuration = self._present.configuration
+        moved = {vip.address for vip in configuration.vips if vip.owner != STATIC}
+        return any(at.address not in moved for it in configuration.services.values() for at in it.listen)
 
     async def detach(self) -> None:
         """End the agent and leave the workers forwarding."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from fairlead.announce.base import Announcer, Stance, Wanted
 from fairlead.engine.changes import unknown
@@ -22,6 +22,9 @@ from fairlead.policy.derive import ServiceStatus
 from fairlead.policy.eligibility import Eligibility
 
 LOOK_S = 0.5  # how often the self-test of the data plane is looked at
+LOOK_AGAIN_S = 0.01  # at what changes in a moment
+HANDOVER_S = 2.0  # longer than the process keeps addresses after it was told to hand them over
+SETTLE_S = 1.2  # while the next owner tells the neighbours: single announcements get lost
 
 
 class Ownership:
@@ -70,6 +73,24 @@ class Ownership:
         """Hand over what others can take; addresses of this node alone stay until the end."""
         self._withdrawn = True
         self.decide()
+
+    async def hand_over(self) -> None:
+        """Withdraw, and return when nobody sends here any more what others have taken.
+
+        Until then packets still come and must be forwarded: the host itself would answer them with RST.
+        """
+        shared = {str(vip) for vip in self._configuration().vips if vip.owner != STATIC}
+        held = self._holds(shared)
+        self.withdraw()
+        if not held:
+            return
+        limit = self._clock() + HANDOVER_S
+        while self._holds(shared) and self._clock() < limit:  # noqa: ASYNC110  # a report tells nobody that it changed
+            await asyncio.sleep(LOOK_AGAIN_S)
+        await asyncio.sleep(SETTLE_S)
+
+    def _holds(self, vips: Container[str]) -> bool:
+        return any(it.held for it in self._announcer.report().vips if it.vip in vips)
 
     def decide(self) -> None:
         """Tell the announcer what is wished now."""

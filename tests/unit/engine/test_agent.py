@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.announce.base import Report, VipReport
 from fairlead.config import Loaded
 from fairlead.dataplane.base import Counters, ServerCounters
 from fairlead.dataplane.memory import MemoryDataPlane
@@ -30,7 +31,7 @@ from fairlead.model.net import Protocol
 from fairlead.model.pool import AdminState, PassiveCheck
 from fairlead.model.service import Forwarding, Passage, WhenAllDown
 from fairlead.model.state import FlowTreatment, ServiceMode
-from fairlead.model.vip import Vip, VrrpInstance
+from fairlead.model.vip import STATIC, Vip, VrrpInstance
 from fairlead.policy.health import Transition
 from support.announcer import FakeAnnouncer
 from support.models import PASSED, REFUSED, TCP_MONITOR, configuration, endpoint, pool, server, service
@@ -548,6 +549,36 @@ PAIR = Vip(ip_address("192.0.2.10"), 24, "eth0", "pair")
 def shared(**changes: Any) -> Configuration:
     parts = (service(**changes), pool(server(A), monitors=(TCP_MONITOR,)))
     return configuration(*parts, vips=(PAIR,), vrrp={"pair": VrrpInstance("pair", "eth0", 51)})
+
+
+@pytest.mark.parametrize(("forwarding", "waits"), [(Forwarding.NAT, True), (Forwarding.PROXY, False)])
+def test_packets_are_forwarded_until_the_vip_has_gone(tmp_path: Path, forwarding: Forwarding, waits: bool) -> None:
+    """Connections through the kernel go on at the next owner, unless they meet this host without its program."""
+
+    async def run() -> None:
+        bench = Bench(tmp_path, shared(forwarding=forwarding))
+        await bench.agent.start()
+        bench.announcer.told = Report((VipReport("192.0.2.10/24", True, 5.0, False, 0, 0),))
+        ending = asyncio.create_task(bench.agent.stop(drain_s=0.0))
+        await asyncio.sleep(0.5)
+        assert bench.announcer.wanted.instances == ()
+        assert bench.plane.running == waits
+        bench.announcer.told = Report()
+        await ending
+        assert not bench.plane.running
+
+    run_virtually(run())
+
+
+@pytest.mark.parametrize(("owner", "drained_s"), [("pair", 0.0), (STATIC, 30.0)])
+def test_only_what_stays_here_is_waited_for(tmp_path: Path, owner: str, drained_s: float) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, replace(shared(), vips=(replace(PAIR, owner=owner),)))
+        await bench.agent.start()
+        await bench.agent.stop(drain_s=30.0)
+        assert bench.plane.drained_s == drained_s
+
+    run_virtually(run())
 
 
 def test_a_data_plane_that_does_not_forward_degrades_the_node(tmp_path: Path) -> None:

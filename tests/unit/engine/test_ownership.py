@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from fairlead.announce.base import InstanceReport, Report, Stance, VipReport
-from fairlead.engine.ownership import Ownership
+from fairlead.engine.ownership import HANDOVER_S, SETTLE_S, Ownership
 from fairlead.errors import Conflict, NotFound
 from fairlead.model.state import ServiceMode
 from fairlead.model.vip import STATIC, Vip, VrrpInstance
 from fairlead.policy.derive import ServiceStatus
 from support.announcer import FakeAnnouncer
 from support.models import configuration, pool, server, service
+from support.virtual import run_virtually
 
 PAIR = Vip(ip_address("192.0.2.10"), 24, "eth0", "pair")
 FIXED = Vip(ip_address("192.0.2.11"), 24, "eth0", STATIC)
@@ -86,6 +88,37 @@ def test_a_stop_hands_over_and_keeps_what_nobody_else_takes() -> None:
     bench.ownership.withdraw()
     assert bench.announcer.wanted.instances == ()
     assert bench.announcer.wanted.vips == (FIXED,)
+
+
+def test_a_hand_over_ends_when_the_neighbours_know_the_next_owner() -> None:
+    """Not before: what still comes here must be forwarded."""
+
+    async def run() -> None:
+        bench, loop = Bench(), asyncio.get_running_loop()
+        bench.ownership._clock = loop.time
+        bench.ownership.allow()
+        bench.report()
+        ending = asyncio.create_task(bench.ownership.hand_over())
+        await asyncio.sleep(0.2)
+        assert bench.announcer.wanted.instances == ()
+        bench.announcer.told = Report()
+        await ending
+        assert 0.2 + SETTLE_S <= loop.time() < 0.3 + SETTLE_S
+
+    run_virtually(run())
+
+
+def test_a_hand_over_does_not_wait_for_a_process_that_says_nothing_and_not_for_nothing() -> None:
+    async def run() -> None:
+        bench, loop = Bench(), asyncio.get_running_loop()
+        bench.ownership._clock = loop.time
+        await bench.ownership.hand_over()
+        assert loop.time() == 0.0, "no address was here"
+        bench.report()
+        await bench.ownership.hand_over()
+        assert loop.time() < HANDOVER_S + SETTLE_S + 0.1
+
+    run_virtually(run())
 
 
 def test_views_join_configuration_and_report() -> None:

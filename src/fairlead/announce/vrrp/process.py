@@ -143,7 +143,9 @@ class Process:
         for router in (*self._routers.values(), *self._leaving):
             router.handle_timers(now)
             self._settle_group(router, now)
-        self._leaving = [router for router in self._leaving if not router.finished]
+        if any(router.finished for router in self._leaving):
+            self._leaving = [router for router in self._leaving if not router.finished]
+            self._report(now)
         self._addresses.handle_timers(now)
         if now >= self._tick_at:
             self._tick_at = now + TICK_S
