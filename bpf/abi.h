@@ -99,6 +99,26 @@ struct fl_details6 {
 	__u32 reserved[3];
 };
 
+/*
+ * carried: flows of a table of another layout, read by the agent, which the program `carry` stores in this one. Not
+ * a map of the program that forwards. What an IPv4 entry lacks stands here as in the maps of both families.
+ */
+#define FL_CARRIED 256u
+
+struct fl_carried {
+	struct fl_addr src, dst, near, far;
+	__u64 octets;
+	__u32 packets;
+	__u32 seen, born;
+	__u32 server;
+	__be16 sport, dport, near_port, far_port;
+	__u16 service, generation, table;
+	__u8 proto, family;
+	__u8 kind, state;
+	__u8 stored; /* out: whether it is in the table now */
+	__u8 reserved[5];
+};
+
 /* listeners4, listeners6 -> service id */
 struct fl_listen4 {
 	__be32 addr;

@@ -36,6 +36,9 @@ int run_hold(struct target *target, int connections);
 int run_storm(struct target *target, int connections);
 int run_datagrams(struct target *target, double seconds, int clients, int window);
 int run_frames(int program, int map, unsigned interface, double seconds, uint64_t flows, uint64_t window);
+int run_echo(const char *name, int port);
+int run_steady(struct target *target, double per_second, int flows);
+int run_flood(struct target *target, double per_second, long count, const char *from);
 
 uint64_t now_ns(void);
 void fail(const char *what) __attribute__((noreturn));

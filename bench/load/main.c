@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Load for the benchmark: a server that costs little, and clients that measure.
+ * Load for the benchmark and for tests: servers that cost little, and clients that measure.
  *
  *   load serve HOST PORT...                             answer until killed
  *   load connect HOST PORT SECONDS CONCURRENCY          connect, one request, close; again at once
@@ -10,6 +10,9 @@
  *   load hold HOST PORT CONNECTIONS                     one request each, then idle until stdin ends
  *   load storm HOST PORT CONNECTIONS                    all connect at once, one request each
  *   load datagrams HOST PORT SECONDS CLIENTS WINDOW     UDP: so many questions of each client wait for their answers
+ *   load echo NAME PORT                                 UDP: answer with the name and the question until killed
+ *   load steady HOST PORT PER_SECOND FLOWS              UDP: ask at a fixed rate until stdin ends; what was lost
+ *   load flood HOST PORT PER_SECOND COUNT FROM          SYNs from FROM and the 65535 addresses after it
  *   load frames PROGRAM MAP INTERFACE SECONDS FLOWS WINDOW  frames that a BPF program makes; see frames.c
  *
  * BODY is 64 or 1024 bytes; `rate` takes it, too, as a last argument.
@@ -149,6 +152,8 @@ int main(int argc, char **argv)
 	setrlimit(RLIMIT_NOFILE, &files);
 	if (argc >= 4 && strcmp(argv[1], "serve") == 0)
 		return serve(argv[2], argc - 3, argv + 3);
+	if (argc == 4 && strcmp(argv[1], "echo") == 0)
+		return run_echo(argv[2], atoi(argv[3]));
 	if (argc == 8 && strcmp(argv[1], "frames") == 0)
 		return run_frames(atoi(argv[2]), atoi(argv[3]), (unsigned)atoi(argv[4]), atof(argv[5]),
 				  strtoull(argv[6], NULL, 10), strtoull(argv[7], NULL, 10));
@@ -166,9 +171,13 @@ int main(int argc, char **argv)
 			return run_storm(&target, atoi(argv[4]));
 		if (argc == 7 && strcmp(argv[1], "datagrams") == 0)
 			return run_datagrams(&target, atof(argv[4]), atoi(argv[5]), atoi(argv[6]));
+		if (argc == 6 && strcmp(argv[1], "steady") == 0)
+			return run_steady(&target, atof(argv[4]), atoi(argv[5]));
+		if (argc == 7 && strcmp(argv[1], "flood") == 0)
+			return run_flood(&target, atof(argv[4]), atol(argv[5]), argv[6]);
 		if (argc == 5 && strcmp(argv[1], "hold") == 0)
 			return run_hold(&target, atoi(argv[4]));
 	}
-	fprintf(stderr, "usage: load serve HOST PORT... | connect|requests|rate|bulk|hold|storm|datagrams HOST PORT ... (see bench/load/main.c)\n");
+	fprintf(stderr, "usage: load serve HOST PORT... | echo NAME PORT | connect|requests|rate|bulk|hold|storm|datagrams|steady|flood HOST PORT ... (see bench/load/main.c)\n");
 	return 2;
 }

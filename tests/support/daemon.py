@@ -41,6 +41,7 @@ class NodeDaemon:
         self.socket = directory / "api.sock"
         self.log = directory / "daemon.log"
         self.agent: subprocess.Popen[bytes] | None = None
+        self.source: Path | None = None  # of another version
         self.with_rights: tuple[str, ...] = ()  # a command that runs the agent with others than ours
         self._environment = environment or {}
 
@@ -51,12 +52,13 @@ class NodeDaemon:
 
     def launch(self) -> None:
         """Start."""
+        version = {"PYTHONPATH": str(self.source)} if self.source is not None else {}
         with self.log.open("ab") as log:
             self.agent = subprocess.Popen(
                 inside_of(self.node, *self.with_rights, *PROGRAM, "run", str(self.file), "--socket", str(self.socket)),
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **version, **self._environment},
             )
 
     def _ready(self) -> bool:

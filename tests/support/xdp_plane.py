@@ -17,7 +17,9 @@ from support.xdp import ROOT, compiled
 
 def programs() -> Programs:
     """Freshly compiled."""
-    return Programs(*(compiled(ROOT / f"bpf/{name}.bpf.c") for name in ("fairlead", "census", "ways", "resolve")))
+    return Programs(
+        *(compiled(ROOT / f"bpf/{name}.bpf.c") for name in ("fairlead", "census", "carry", "ways", "resolve"))
+    )
 
 
 def plane(events: list[tuple[str, str, str]] | None = None, **settings: Any) -> XdpDataPlane:

@@ -47,7 +47,7 @@ Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NATIVE = Path(__file__).parent.parent / "_native"
 WORKER = NATIVE / "fairlead-worker"
-PROGRAMS = Programs(NATIVE / "fairlead.bpf.o", NATIVE / "census.bpf.o", NATIVE / "ways.bpf.o", NATIVE / "resolve.bpf.o")
+PROGRAMS = Programs.found(lambda name: NATIVE / f"{name}.bpf.o")
 
 MOST_PROBES = 8192  # under way at once; each takes a descriptor
 

@@ -155,7 +155,7 @@ async def test_a_layout_of_another_version_is_replaced_once_everything_is_writte
     await bring(second, state())
     assert attached_program(index()) not in {0, program}
     assert same(await second.observe(), state())
-    assert [kind for kind, _, _ in events] == ["other_layout", "flows_forgotten"]
+    assert [kind for kind, _, _ in events] == ["other_layout", "flows_carried"]
     await second.detach()
 
 

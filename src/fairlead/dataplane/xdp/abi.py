@@ -25,6 +25,7 @@ NEAR_VIP, NEAR_SERVER = 1, 2
 SNAT_MAX = 32
 SLOT_UNIT = 8
 WINDOW_SHIFT = 4
+CARRIED = 256
 SERVER_RESET, SERVER_AMBIGUOUS, SERVER_UNPIN = 1, 2, 4
 REPLY_AMBIGUOUS, REPLY_GUESS = 1, 2
 WAY_MARK, WAY_MARKS = 0x464C0000, 0xFFFF0000
@@ -159,6 +160,7 @@ class Layout:
     def __init__(self, c_name: str, members: str) -> None:
         """``members``: ``type name``, separated by commas; ``zero:N`` is padding of N bytes."""
         self.c_name = c_name
+        self.text = members
         self.members: list[tuple[str, int]] = []
         self._ports: list[int] = []
         code = "<"
@@ -262,6 +264,39 @@ class Details6(Details4):
     LAYOUT: ClassVar = Layout(
         "fl_details6", "u64 octets, u32 packets, u32 born, addr near, addr far, port near_port, port far_port, zero:12"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Carried(Record):
+    """One flow for the program ``carry``; addresses are 16 bytes in both families."""
+
+    LAYOUT: ClassVar = Layout(
+        "fl_carried",
+        "addr src, addr dst, addr near, addr far, u64 octets, u32 packets, u32 seen, u32 born, u32 server,"
+        "port sport, port dport, port near_port, port far_port, u16 service, u16 generation, u16 table,"
+        "u8 proto, u8 family, u8 kind, u8 state, u8 stored, zero:5",
+    )
+    src: bytes
+    dst: bytes
+    near: bytes
+    far: bytes
+    octets: int
+    packets: int
+    seen: int
+    born: int
+    server: int
+    sport: int
+    dport: int
+    near_port: int
+    far_port: int
+    service: int
+    generation: int
+    table: int
+    proto: int
+    family: int
+    kind: int
+    state: int
+    stored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

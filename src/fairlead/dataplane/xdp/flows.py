@@ -6,6 +6,7 @@ Invariants: nothing here writes. An entry that changes while it is read is passe
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,21 +74,16 @@ class FlowTable:
     def walk(self, start: int) -> Iterator[tuple[int, Found]]:
         """All used entries from a position on, with the position after each."""
         base = 0
-        for name in TABLES:
+        for name, table in TABLES.items():
             entries = self._entries[name]
             for first in range(max(0, start - base) // _CHUNK * _CHUNK, entries, _CHUNK):
-                for index in self._used(name, first, min(_CHUNK, entries - first)):
+                part = range(first, min(first + _CHUNK, entries))
+                for index in used(self._memory[name], table.size, table.kind_at, part):
                     if base + index >= start:
                         found = self.at(name, index)
                         if found is not None:
                             yield base + index + 1, found
             base += entries
-
-    def _used(self, name: str, first: int, count: int) -> list[int]:
-        table = TABLES[name]
-        with memoryview(self._memory[name]) as whole:
-            kinds = bytes(whole[first * table.size + table.kind_at : (first + count) * table.size : table.size])
-        return [first + match.start() for match in _USED.finditer(kinds)]
 
     def at(self, name: str, index: int) -> Found | None:
         """One entry; None while it is written."""
@@ -112,6 +108,13 @@ class FlowTable:
                 if found is not None and found.entry.kind not in {abi.Kind.FREE, abi.Kind.GONE}:
                     return index, found
         return None
+
+
+def used(memory: mmap.mmap, size: int, kind_at: int, part: range) -> list[int]:
+    """Numbers of the entries in a part of a table that are used: their kind is not 0."""
+    with memoryview(memory) as whole:
+        kinds = bytes(whole[part.start * size + kind_at : part.stop * size : size])
+    return [part.start + match.start() for match in _USED.finditer(kinds)]
 
 
 _KEY4 = 13

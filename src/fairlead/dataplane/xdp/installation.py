@@ -11,8 +11,10 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from fairlead.dataplane.xdp import abi, census, kernel, records
+from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
 from fairlead.dataplane.xdp.holdings import Holdings
@@ -21,7 +23,7 @@ from fairlead.dataplane.xdp.kernel import Build, Kernel
 from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.resolver import Resolver
-from fairlead.errors import DataPlaneError
+from fairlead.errors import DataPlaneError, UnsupportedFeature
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
 from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
@@ -35,14 +37,23 @@ SNAT_PORTS = (1024, 32767)  # below the ports that this host's own connections l
 _SMALLEST = 1024
 
 
+PROGRAMS = ("fairlead", "census", "carry", "ways", "resolve")  # in the order of the fields below
+
+
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Object files: the program that forwards, the one that counts flows, those for probes and unknown neighbours."""
+    """Object files: what forwards, counts flows, carries them over, guides probes, and waits for neighbours."""
 
     forward: Path
     census: Path
+    carry: Path
     ways: Path
     resolve: Path
+
+    @classmethod
+    def found(cls, by_name: Callable[[str], Path]) -> Self:
+        """All of them, each by its name."""
+        return cls(*map(by_name, PROGRAMS))
 
 
 class Needs:
@@ -131,6 +142,7 @@ class Installation:
         self.unattached: str | None = None  # why an interface does not carry the program
         self._event = event
         self._counting = programs.census
+        self._carrying = programs.carry
         self._census: Census | None = None
         self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
@@ -164,13 +176,15 @@ class Installation:
         """
         if not self.kernel.adopt():
             return False
-        if self.kernel.meta().get("abi") != abi.ABI:
+        if not self.kernel.has_our_layout:
             self._event("other_layout", "XDP", "the tables in the kernel are of another version; they are replaced")
             return False
         for index in self.kernel.attached:
             self.resolver.keep(index)
         if not self.kernel.is_current:
-            self.kernel.renew(Build(self._sizes_now(), self._constants()), lambda _maps, _fresh: None)
+            self.kernel.renew(
+                Build(self._sizes_now(), self._constants()), lambda maps, _fresh: note_layouts(maps["names_meta"])
+            )
             self.kernel.finish()
             self._event("xdp_replaced", "XDP program", "this version's program took over, with all flows")
         self._bind()
@@ -187,7 +201,7 @@ class Installation:
             return
         kernel.ensure_bpffs(self._event)
         sizes = _sizes(needs, self.settings.flow_table, slack=2)
-        if self.running and self.kernel.meta().get("abi") == abi.ABI:
+        if self.running:
             now = self._sizes_now()
             sizes = {name: max(size, now.get(name, 0)) for name, size in sizes.items()}
         takes_over = self.running
@@ -198,7 +212,34 @@ class Installation:
 
     def finish(self) -> None:
         """Everything was written: this generation is the one that forwards."""
-        self.kernel.finish()
+        before = self.kernel.before
+        if before is None or self.kernel.is_finished:
+            self.kernel.finish()
+            return
+        try:
+            with Carrier(self._carrying, before.maps, self.kernel.maps, self.held, self._masks()) as carrier:
+                self._carry(carrier)
+        except (DataPlaneError, UnsupportedFeature) as error:
+            self.kernel.finish()
+            self._event(
+                "flows_forgotten",
+                "XDP",
+                f"flows of the version before are chosen anew, because its tables cannot be read: {error}; "
+                "services with `scheduler: maglev` choose the same servers",
+            )
+
+    def _carry(self, carrier: Carrier) -> None:
+        """All flows before the program changes; then those that were born meanwhile, on either side of the change."""
+        started = self.census.jiffies()
+        carrier.carry()
+        again = self.census.jiffies()
+        carrier.carry(since=started)
+        self.kernel.finish(lambda: carrier.carry(since=again))
+        self._event("flows_carried", "XDP", f"{carrier.carried} flows of the version before go on in new tables")
+
+    def _masks(self) -> dict[str, int]:
+        maps = self.kernel.maps
+        return {"flow4_mask": maps["flows4"].max_entries - 1, "flow6_mask": maps["flows6"].max_entries - 1}
 
     def _constants(self) -> dict[str, int]:
         return {
@@ -215,13 +256,14 @@ class Installation:
         if "flows4" in fresh or self.held.settings.secret == bytes(16):
             self.held.settings = self._settings()
         self.held.write_settings()
+        note_layouts(maps["names_meta"])
         for name, mirror in self.held.mirrors.items():
             mirror.use(maps[name])
             if name in fresh:
                 mirror.refill()
             else:
                 mirror.flush_puts()
-        old = self.kernel.now.maps if self.kernel.now is not None else {}
+        old = self.kernel.maps if self.running else {}  # those of another layout are not ours to read
         for name in ("slots", "near"):
             if name in fresh and name in old:
                 with old[name].memory() as before, maps[name].memory() as after:

@@ -191,10 +191,22 @@ class Kernel:
         return read_note(raw) if raw is not None else {}
 
     @property
+    def has_our_layout(self) -> bool:
+        """Whether the maps in the kernel are laid out as this version's are."""
+        return self.meta().get("abi") == abi.ABI and all(
+            name in self.maps and (self.maps[name].key_size, self.maps[name].value_size) == sizes
+            for name, sizes in AGENT_MAPS.items()
+        )
+
+    @property
     def is_current(self) -> bool:
         """Whether the program in the kernel is the one this version brings, with this version's maps."""
-        meta = self.meta()
-        return (meta.get("abi"), meta.get("object")) == (abi.ABI, _digest(self._object))
+        return self.has_our_layout and self.meta().get("object") == _digest(self._object)
+
+    @property
+    def before(self) -> Generation | None:
+        """The generation that forwards until ``finish``, when that is not the present one."""
+        return self._before[-1] if self._before else None
 
     def fits(self, build: Build) -> bool:
         """Whether the present maps are large enough and the program was made with the same constants."""
@@ -266,14 +278,15 @@ class Kernel:
         """Whether the present generation is the one that forwards."""
         return self._complete
 
-    def finish(self) -> None:
-        """Let the present generation forward, and end those before it."""
+    def finish(self, forwarding: Callable[[], None] = lambda: None) -> None:
+        """Let the present generation forward, call ``forwarding``, and end the generations before it."""
         if self.now is None or self._complete:
             return
         self.now.program.pin(self.root / str(self.now.number) / PROGRAM)
         self._complete = True
         for index in list(self.attached):
             self._renew(index)
+        forwarding()
         for before in self._before:
             before.close()
             remove_tree(self.root / str(before.number))
@@ -283,13 +296,7 @@ class Kernel:
         """Maps that go over as they are: same layout, large enough; flow tables whatever their size."""
         if self.now is None:
             return {}
-        if self.meta().get("abi") != abi.ABI:
-            self._event(
-                "flows_forgotten",
-                "XDP",
-                "the tables of the version before have another layout: known flows are chosen anew; "
-                "services with `scheduler: maglev` choose the same servers",
-            )
+        if not self.has_our_layout:
             return {}
         definitions = map_definitions(self._object)
         kept = {}
@@ -565,10 +572,9 @@ def _inode(path: str) -> int:
 
 
 def _look_for_notes(maps: Mapping[str, BpfMap]) -> None:
-    """Raise FileNotFoundError unless the agent's notes are there, in the form they have now."""
-    for name, sizes in AGENT_MAPS.items():
-        if name not in maps or (maps[name].key_size, maps[name].value_size) != sizes:
-            raise FileNotFoundError(name)
+    """Raise FileNotFoundError unless the generation tells of itself."""
+    if "names_meta" not in maps:
+        raise FileNotFoundError("names_meta")
 
 
 def _digest(path: Path) -> str:
