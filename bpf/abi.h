@@ -202,6 +202,8 @@ struct fl_reply {
 
 /* vips -> 1: addresses that answer echo requests and own their fragments; key fl_addr */
 
+/* generic_ports -> 1: index of an interface that carries the program in generic mode */
+
 /* sources -> theoretical arrival time in ns (GCRA, ITU-T I.371) */
 struct fl_source {
 	__u32 service;
@@ -293,6 +295,8 @@ enum fl_counter {
 	FL_DROP_ANSWER_LIMIT, /* more answers than settings.answers */
 	FL_DROP_FAMILY,	      /* the server's address family does not fit the forwarding */
 	FL_DROP_FAULT,	      /* the kernel refused to resize the packet */
+	FL_DROP_MERGED,	      /* larger than the interface it came by lets in: made of several by GRO, LRO or GSO */
+	FL_DROP_CHECKSUM,     /* its checksum was left to the hardware, and it is too long to be summed up here */
 	FL_SENT_ECHO,
 	FL_SENT_RESET,
 	FL_SENT_UNREACHABLE,

@@ -61,17 +61,6 @@ static __always_inline void header6(struct ipv6hdr *ip, const struct packet *p, 
 	__builtin_memcpy(&ip->daddr, &p->src, sizeof(p->src));
 }
 
-/* The pseudo header of TCP, UDP and ICMPv6. The order of the addresses does not matter to a sum. */
-static __always_inline __u64 pseudo_header(const struct packet *p, __u32 length, __u8 proto)
-{
-	__u64 sum = (__u64)bpf_htonl(length) + bpf_htonl(proto);
-
-	sum += (__u64)p->src.word[3] + p->dst.word[3];
-	if (p->family == 4)
-		return sum;
-	return sum + p->src.word[0] + p->src.word[1] + p->src.word[2] + p->dst.word[0] + p->dst.word[1] + p->dst.word[2];
-}
-
 /* Echo request to a VIP: type, addresses and MACs change, and nothing else does. */
 __noinline int answer_echo(struct xdp_md *ctx, const struct packet *p)
 {
@@ -257,8 +246,12 @@ static __always_inline _Bool may_complain(const struct packet *p)
 
 static __always_inline int too_big(struct xdp_md *ctx, const struct packet *p, __u32 mtu)
 {
-	__u32 least = p->family == 4 ? 68 : 1280;
+	__u32 least = p->family == 4 ? 68 : 1280, let_in = 0;
 
+	/* To shorten it is not for its sender to do: it sent several. */
+	bpf_check_mtu(ctx, 0, &let_in, 0, 0);
+	if (let_in && p->ip_len > let_in)
+		return counted(FL_DROP_MERGED, XDP_DROP);
 	if (!p->dont_fragment || !may_complain(p))
 		return counted(FL_DROP_TOO_BIG, XDP_DROP);
 	if (!may_answer())

@@ -42,12 +42,29 @@ static __always_inline __u16 checksum_after(__u16 old, __u64 change)
 	return ~fold((__u64)(__u16)~old + change);
 }
 
+/* Of a checksum that was left to the hardware: the field is a sum of the pseudo header, not complemented. */
+static __always_inline __u16 seed_after(__u16 old, __u64 change)
+{
+	return fold((__u64)old + change);
+}
+
 /* UDP says "no checksum" by 0 (RFC 768), therefore a sum of 0 is sent as 0xffff. */
 static __always_inline __u16 udp_checksum_after(__u16 old, __u64 change)
 {
 	__u16 sum = checksum_after(old, change);
 
 	return sum ? sum : 0xffff;
+}
+
+/* The pseudo header of TCP, UDP and ICMPv6. The order of the addresses does not matter to a sum. */
+static __always_inline __u64 pseudo_header(const struct packet *p, __u32 length, __u8 proto)
+{
+	__u64 sum = (__u64)bpf_htonl(length) + bpf_htonl(proto);
+
+	sum += (__u64)p->src.word[3] + p->dst.word[3];
+	if (p->family == 4)
+		return sum;
+	return sum + p->src.word[0] + p->src.word[1] + p->src.word[2] + p->dst.word[0] + p->dst.word[1] + p->dst.word[2];
 }
 
 #endif

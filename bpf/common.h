@@ -14,6 +14,7 @@ const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one
 const volatile __u32 flow6_mask = 65535;
 const volatile _Bool accounting = 0;		/* count packets and octets of every flow: one more cache line a packet */
 const volatile _Bool resolver = 0;		/* the tc program `resolve` sees every packet that this one passes */
+const volatile _Bool unfinished_sums = 0;	/* packets may come whose checksum was left to the hardware (partial.h) */
 const volatile _Bool fast_path = 1;		/* off: every packet takes the general path (tests compare the two) */
 
 /* What a function may answer instead of an XDP action. */

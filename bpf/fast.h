@@ -60,6 +60,18 @@ static __always_inline void plain_rewrite(const struct plain *p, _Bool source, _
 		p->udp->check = udp_checksum_after(p->udp->check, transport);
 }
 
+/* A checksum that was left to the hardware (partial.h). */
+static __always_inline _Bool plain_unfinished(const struct plain *p)
+{
+	__u32 length = p->ip_len - sizeof(*p->ip);
+	__u8 proto = p->ip->protocol;
+
+	if (!unfinished_sums)
+		return 0;
+	return (proto == IPPROTO_TCP ? p->tcp->check : p->udp->check) ==
+	       fold((__u64)p->ip->saddr + p->ip->daddr + bpf_htonl(length) + bpf_htonl(proto));
+}
+
 static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_server *server, const struct fl_hop *hop,
 					__u32 spread, __u32 ip_len, __u8 tos)
 {
@@ -93,7 +105,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 	id = reply->server;
 	server = bpf_map_lookup_elem(&servers, &id);
 	hop = remembered_hop(p->ip->daddr, p->time);
-	if (!server || server->flags || !hop || p->ip_len > hop->mtu || p->ip->ttl <= 1)
+	if (!server || server->flags || !hop || p->ip_len > hop->mtu || p->ip->ttl <= 1 || plain_unfinished(p))
 		return NOT_PLAIN;
 	plain_rewrite(p, 1, reply->vip.word[3], reply->port ? reply->port : key.port);
 	plain_link(p->eth, hop);
@@ -132,7 +144,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	forwarding = service->forwarding;
 	grow = forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0;
 	hop = remembered_hop(server->addr.word[3], p->time);
-	if (forwarding == FL_FULLNAT || !hop || p->ip_len + grow > hop->mtu)
+	if (forwarding == FL_FULLNAT || !hop || p->ip_len + grow > hop->mtu || plain_unfinished(p))
 		return NOT_PLAIN;
 	if (forwarding == FL_NAT ? p->ip->ttl <= 1 : forwarding == FL_DSR && hop->gateway)
 		return NOT_PLAIN;

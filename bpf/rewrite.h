@@ -83,10 +83,12 @@ static __always_inline int rewrite_header6(struct xdp_md *ctx, __u32 l3, const s
 	return 0;
 }
 
-static __always_inline int rewrite_ports(struct xdp_md *ctx, __u32 l4, const struct packet *p, const struct route *r)
+/* `seed`: the checksum is not finished, so ports do not concern it. */
+static __always_inline int rewrite_ports(struct xdp_md *ctx, __u32 l4, const struct packet *p, const struct route *r,
+					 _Bool seed)
 {
-	__u64 change = changed_addr(&p->src, &r->src, p->family) + changed_addr(&p->dst, &r->dst, p->family) +
-		       changed16(p->sport, r->sport) + changed16(p->dport, r->dport);
+	__u64 addresses = changed_addr(&p->src, &r->src, p->family) + changed_addr(&p->dst, &r->dst, p->family);
+	__u64 change = addresses + changed16(p->sport, r->sport) + changed16(p->dport, r->dport);
 
 	if (p->proto == IPPROTO_TCP) {
 		struct tcphdr *tcp = at(ctx, l4, sizeof(*tcp));
@@ -95,7 +97,7 @@ static __always_inline int rewrite_ports(struct xdp_md *ctx, __u32 l4, const str
 			return -1;
 		tcp->source = r->sport;
 		tcp->dest = r->dport;
-		tcp->check = checksum_after(tcp->check, change);
+		tcp->check = seed ? seed_after(tcp->check, addresses) : checksum_after(tcp->check, change);
 		return 0;
 	}
 	struct udphdr *udp = at(ctx, l4, sizeof(*udp));
@@ -105,16 +107,16 @@ static __always_inline int rewrite_ports(struct xdp_md *ctx, __u32 l4, const str
 	udp->source = r->sport;
 	udp->dest = r->dport;
 	if (udp->check)
-		udp->check = udp_checksum_after(udp->check, change);
+		udp->check = seed ? seed_after(udp->check, addresses) : udp_checksum_after(udp->check, change);
 	return 0;
 }
 
 /* Rewrites addresses, ports and checksums of the packet that was parsed, before anything moved. */
-static __always_inline int rewrite(struct xdp_md *ctx, const struct packet *p, const struct route *r, _Bool hop)
+static __always_inline int rewrite(struct xdp_md *ctx, const struct packet *p, const struct route *r, _Bool hop, _Bool seed)
 {
 	if (p->family == 4 ? rewrite_header4(ctx, p->l3, r, hop) : rewrite_header6(ctx, p->l3, r, hop))
 		return -1;
-	return p->fragment == LATER_FRAGMENT ? 0 : rewrite_ports(ctx, p->l4, p, r);
+	return p->fragment == LATER_FRAGMENT ? 0 : rewrite_ports(ctx, p->l4, p, r, seed);
 }
 
 static __always_inline __u32 spread_of(const struct packet *p)

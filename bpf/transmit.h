@@ -6,6 +6,7 @@
 #include "answer.h"
 #include "common.h"
 #include "nexthop.h"
+#include "partial.h"
 #include "rewrite.h"
 
 static __always_inline _Bool is_nat(const struct route *r)
@@ -94,7 +95,11 @@ __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct r
 	if (error != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return counted(FL_DROP_NO_ROUTE, XDP_DROP);
 	if (r->kind == FL_TO_SERVER && r->forwarding == FL_NAT && !icmp) {
-		if (rewrite(ctx, p, r, 0))
+		int sum = unfinished_sums ? finish_sum(ctx, p, 1) : SUM_DONE;
+
+		if (sum == SUM_UNKNOWN)
+			return counted(FL_DROP_CHECKSUM, XDP_DROP);
+		if (rewrite(ctx, p, r, 0, sum == SUM_SEED))
 			return counted(FL_DROP_FAULT, XDP_DROP);
 		return counted(FL_PASS_UNRESOLVED, XDP_PASS);
 	}
@@ -131,7 +136,7 @@ static __always_inline int send_frame(struct xdp_md *ctx, const struct packet *p
 __noinline int transmit(struct xdp_md *ctx, const struct packet *p, const struct route *r)
 {
 	struct fl_hop *hop;
-	int error;
+	int error, sum;
 
 	if (!p || !r)
 		return XDP_DROP;
@@ -144,7 +149,10 @@ __noinline int transmit(struct xdp_md *ctx, const struct packet *p, const struct
 		return counted(FL_DROP_TTL, XDP_DROP);
 	if (p->ip_len + overhead(r) > hop->mtu)
 		return too_big(ctx, p, hop->mtu - overhead(r));
-	if (is_nat(r) && rewrite(ctx, p, r, 1))
+	sum = unfinished_sums ? finish_sum(ctx, p, 0) : SUM_DONE;
+	if (sum == SUM_UNKNOWN)
+		return counted(FL_DROP_CHECKSUM, XDP_DROP);
+	if (is_nat(r) && rewrite(ctx, p, r, 1, sum == SUM_SEED))
 		return counted(FL_DROP_FAULT, XDP_DROP);
 	count_traffic(r->service, r->server, r->kind, p->ip_len);
 	return send_frame(ctx, p, r, hop);

@@ -25,6 +25,7 @@ from support.packets import (
     ipv6,
     tcp,
     udp,
+    unfinished,
 )
 from support.xdp import INSIDE, NARROW, OUTSIDE, Port
 
@@ -87,8 +88,11 @@ class Generator:
         payload = r.randbytes(size)
         if r.random() < 0.5:
             options = b"\1" * r.choice((0, 0, 12, 40))
-            return TCP, tcp(e, r.choice(FLAGS), payload, seq=r.getrandbits(32), ack=r.getrandbits(32), options=options)
-        return UDP, udp(e, payload, r.choice((None, None, None, 0, 0xFFFF, 1)))
+            flags, seq, ack = r.choice(FLAGS), r.getrandbits(32), r.getrandbits(32)
+            protocol, segment = TCP, tcp(e, flags, payload, seq=seq, ack=ack, options=options)
+        else:
+            protocol, segment = UDP, udp(e, payload, r.choice((None, None, None, 0, 0xFFFF, 1)))
+        return protocol, unfinished(e, protocol, segment) if r.random() < 0.1 else segment
 
     def _packet(self, version: int, e: Ends) -> bytes:
         r = self.random

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from fairlead.dataplane.xdp.abi import Counter
 from packet.generate import Generator
 from packet.world import FATES, World, furnish
-from support.xdp import Bed, open_bed
+from support.xdp import open_bed
 
 pytestmark = pytest.mark.root
 
-PACKETS = 50_000  # for each path: 100 000 altogether
+PACKETS = 50_000  # for each way through the program: 150 000 altogether
 # What the mixed packets never meet, because it depends on time, load or the host; test_flows.py has it.
 ELSEWHERE = {
     Counter.DROP_SOURCE_RATE,
@@ -25,13 +25,23 @@ ELSEWHERE = {
     Counter.DROP_SNAT_FULL,
     Counter.DROP_ANSWER_LIMIT,
     Counter.DROP_FAULT,
+    Counter.DROP_CHECKSUM,
 }
+# Whether the fast path is there, and whether checksums may be unfinished.
+WAYS = {"fast": (1, 0), "general": (0, 1), "fast, unfinished": (1, 1)}
+
+
+@pytest.fixture(params=[*WAYS.values()], ids=[*WAYS])
+def mixed(namespace: None, request: pytest.FixtureRequest) -> Iterator[World]:
+    fast, unfinished = request.param
+    with open_bed(fast_path=fast, hop_ttl=1000 * fast, unfinished_sums=unfinished) as bed:
+        yield furnish(World(bed, unfinished=bool(unfinished)))
 
 
 @pytest.mark.timeout(600)
-def test_many_packets_of_mixed_kind(bed: Bed) -> None:
+def test_many_packets_of_mixed_kind(mixed: World) -> None:
     """Services change meanwhile; every fate is met, and enough packets are forwarded."""
-    world = furnish(World(bed))
+    world = mixed
     source = random.Random(20261123)
     generator = Generator(source)
     met: dict[Counter | None, int] = {}
@@ -46,8 +56,8 @@ def test_many_packets_of_mixed_kind(bed: Bed) -> None:
 
 @pytest.fixture(scope="module")
 def world(namespace: None) -> Iterator[World]:
-    with open_bed(hop_ttl=0) as bed:
-        yield furnish(World(bed))
+    with open_bed(hop_ttl=0, unfinished_sums=1) as bed:
+        yield furnish(World(bed, unfinished=True))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 
 from fairlead.dataplane.xdp import abi
 from support.oracle import Forwarder, Outcome, Reply, Server, Service
-from support.xdp import LONG, OUTSIDE, SEED, Bed, Port
+from support.xdp import LONG, NARROW, OUTSIDE, SEED, Bed, Port
 
 FORWARDING = {
     "nat": abi.Forwarding.NAT,
@@ -35,12 +35,21 @@ class World:
 
     bed: Bed
     oracle: Forwarder = field(default_factory=Forwarder)
+    unfinished: bool = False  # packets of local senders may come
     _access: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _seen: tuple[int, ...] = ()
     _replies: list[tuple[str, int, abi.ReplyRecord]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._seen = self.bed.raw_counters()
+        self.oracle.unfinished = self.unfinished
+        if self.unfinished:
+            self.generic(NARROW)
+
+    def generic(self, port: Port) -> None:
+        """This port carries the program in generic mode."""
+        self.oracle.generic.add(port.name)
+        self.bed.generic(port)
 
     def snat(self, *addresses: str, ports: tuple[int, int] = (1024, 32767)) -> None:
         """Addresses and ports fullnat sends from."""

@@ -48,7 +48,7 @@ class Server:
     decapsulation: Link | None = None
 
     def start(self, directory: Path, port: int = 8080, listens: tuple[str, ...] = ("0.0.0.0", "::")) -> None:
-        """Nginx at ``port`` of these addresses: ``/`` tells the name, ``/data/`` is a directory."""
+        """Nginx at ``port`` of these addresses: ``/`` tells the name, ``/data/`` is a directory to read and write."""
         home = directory / self.name
         (home / "data").mkdir(parents=True, exist_ok=True)
         where = " ".join(
@@ -68,7 +68,7 @@ class Server:
               server {{
                 {where}
                 location / {{ return 200 "{self.name} $remote_addr\\n"; }}
-                location /data/ {{ root {home}; }}
+                location /data/ {{ root {home}; dav_methods PUT; }}
               }}
             }}
             """)
@@ -276,6 +276,12 @@ class Crossing(Bed):
         with inside(server.node.namespace):
             loaded = next(it for it in self._programs if it.programs[other].id == server.decapsulation.state()[0])
             server.decapsulation.replace(loaded.programs[wanted], loaded.programs[other])
+
+    def leave_checksums(self) -> None:
+        """Clients and servers leave their checksums to hardware that there is not."""
+        for name, node in self.net.nodes.items():
+            for interface in ("eth0", "eth1") if name != "lb" else ():
+                node.run("ethtool", "-K", interface, "tx", "on", "tso", "off", "gso", "off", check=interface == "eth0")
 
     def curl(self, url: str, *options: str, client: Node | None = None, check: bool = True) -> str:
         """What a client gets; an empty text when it gets nothing and nothing is checked."""

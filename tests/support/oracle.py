@@ -204,6 +204,8 @@ class Forwarder:
     flows: dict[Tuple, Flow] = field(default_factory=dict)
     fragments: dict[tuple[Address, Address, int, int], tuple[Route, Server]] = field(default_factory=dict)
     rotor: int = 0
+    unfinished: bool = False  # packets may come whose checksum was left to the hardware
+    generic: set[str] = field(default_factory=set)  # ports that carry the program in generic mode
     noted: list[Counter] = field(default_factory=list)
 
     # -- entry
@@ -569,7 +571,8 @@ class Forwarder:
             raise dropped(Counter.DROP_NO_ROUTE)
         if hop.mac is None:
             if route.kind == "server" and route.forwarding == "nat" and not icmp:
-                return Outcome(PASS, self._relink(self._rewritten(p, route, decrement=False)), Counter.PASS_UNRESOLVED)
+                body = self._rewritten(p, route, decrement=False, seed=self._correct(p) is not None)
+                return Outcome(PASS, self._relink(body), Counter.PASS_UNRESOLVED)
             return self._make_resolve(p, route)
         if route.forwarding == "dsr" and hop.gateway:
             raise dropped(Counter.DROP_OFF_LINK)
@@ -585,8 +588,28 @@ class Forwarder:
         room = hop.port.mtu - self._overhead(route)
         if len(p.raw) > room:
             return self._too_big(p, room)
-        body = self._rewritten(p, route, decrement=True) if translated else p.raw
+        correct = self._correct(p)
+        seed = correct is not None and self.port.name in self.generic
+        if correct is not None and not seed:
+            at = p.l4 + (16 if p.protocol == TCP else 6)
+            p = dataclasses.replace(p, raw=p.raw[:at] + correct.to_bytes(2, "big") + p.raw[at + 2 :])
+        body = self._rewritten(p, route, decrement=True, seed=seed) if translated else p.raw
         return self._send(p, route, hop, body)
+
+    def _correct(self, p: Parsed) -> int | None:
+        """The right checksum of a packet that has the sum of its pseudo header instead, or None."""
+        if not self.unfinished or p.fragment != "whole":
+            return None
+        at = p.l4 + (16 if p.protocol == TCP else 6)
+        segment = p.raw[p.l4 :]
+        head = pseudo(p.source, p.destination, p.protocol, len(segment))
+        there = int.from_bytes(p.raw[at : at + 2], "big")
+        if there != 0xFFFF - checksum(head):
+            return None
+        right = checksum(head + segment[: at - p.l4] + bytes(2) + segment[at - p.l4 + 2 :])
+        if p.protocol == UDP:
+            right = right or 0xFFFF
+        return None if right == there else right
 
     def _send(self, p: Parsed, route: Route, hop: Hop, body: bytes) -> Outcome:
         family = p.family
@@ -604,7 +627,7 @@ class Forwarder:
         kind = b"\x08\x00" if body[0] >> 4 == 4 else b"\x86\xdd"
         return macs + self.link + kind + body + (self.trailer if trailer else b"")
 
-    def _rewritten(self, p: Parsed, route: Route, *, decrement: bool) -> bytes:
+    def _rewritten(self, p: Parsed, route: Route, *, decrement: bool, seed: bool = False) -> bytes:
         raw = bytearray(_with_addresses(p.raw, p.family, route.source[0], route.destination[0]))
         if decrement:
             _decrement(raw, p.family)
@@ -617,6 +640,10 @@ class Forwarder:
             + struct.pack(">HH", route.source[1], route.destination[1])
         )
         struct.pack_into(">HH", raw, p.l4, route.source[1], route.destination[1])
+        if seed:
+            head = pseudo(route.source[0], route.destination[0], p.protocol, len(p.raw) - p.l4)
+            struct.pack_into(">H", raw, p.l4 + (16 if p.protocol == TCP else 6), 0xFFFF - checksum(head))
+            return bytes(raw)
         _patch(raw, p.l4, p.protocol, before, after)
         return bytes(raw)
 
@@ -694,6 +721,8 @@ class Forwarder:
         return self._answer(p, ICMP if p.family == 4 else ICMP6, message, counter)
 
     def _too_big(self, p: Parsed, mtu: int) -> Outcome:
+        if len(p.raw) > self.port.mtu:
+            raise dropped(Counter.DROP_MERGED)
         if not p.df:
             raise dropped(Counter.DROP_TOO_BIG)
         self._may_complain(p, Counter.DROP_TOO_BIG)

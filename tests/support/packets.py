@@ -77,6 +77,13 @@ def udp(e: Ends, payload: bytes = b"", check: int | None = None) -> bytes:
     return datagram[:6] + struct.pack(">H", check) + datagram[8:]
 
 
+def unfinished(e: Ends, protocol: int, segment: bytes) -> bytes:
+    """The segment as a sender leaves it whose checksum the hardware is to finish: the pseudo header is summed up."""
+    at = 16 if protocol == TCP else 6
+    total = 0xFFFF - checksum(pseudo(e.source, e.destination, protocol, len(segment)))
+    return segment[:at] + total.to_bytes(2, "big") + segment[at + 2 :]
+
+
 def icmp(kind: int, code: int, rest: bytes, payload: bytes, v6: Ends | None = None) -> bytes:
     """An ICMP message; for ICMPv6 ``v6`` names the addresses."""
     message = struct.pack(">BBH", kind, code, 0) + rest + payload

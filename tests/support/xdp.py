@@ -268,6 +268,10 @@ class Bed:
         key = abi.AccessKey(abi.ACCESS_LIST_BITS + bits, number.to_bytes(4, "big"), abi.packed(net.network_address))
         self.maps["access"].put(key.pack(), _u32(1))
 
+    def generic(self, port: Port) -> None:
+        """Let the program believe that this port carries it in generic mode."""
+        self.maps["generic_ports"].put(_u32(self._ports[port.name]), _u32(1))
+
     def send(self, packet: bytes, port: Port = OUTSIDE) -> Run:
         """Give the program one packet."""
         return self.program.run(packet, ifindex=self._ports[port.name])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.dataplane.xdp.abi import Counter
 from fairlead.model.reasons import DownReason, HostCheck, IdleReason, RejectReason, ShareReason
 from fairlead.protocols.vrrp.machine import Why
 from fairlead.protocols.vrrp.packet import InvalidReason
@@ -88,5 +89,6 @@ def test_every_reason_is_documented_and_no_other() -> None:
         | set(IdleReason)
         | set(ShareReason)
         | set(HostCheck)
+        | {fate.name.lower() for fate in Counter}
     )
     assert documented == known

@@ -16,6 +16,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Self
 
+from fairlead.dataplane.xdp import offloads
 from fairlead.model.net import IPAddress
 from fairlead.model.reasons import Severity
 from fairlead.model.vip import Vip
@@ -158,6 +159,14 @@ class Host:
         sysctls = read_sysctls(switches.switch(family, name, "forwarding") for family, name in asked)
         found = (switches.forwarding(sysctls, name, family) for family, name in asked)
         return next((f"{it.subject} {it.message}: {it.fix}" for it in found if it.severity is not Severity.OK), None)
+
+    def leaves_checksums(self) -> bool:
+        """Whether packets may come by every interface whose senders left the checksum to the hardware.
+
+        Where it is so for some, those that carry the program decide.
+        """
+        names = self._settings.interfaces or [name for index, name in socket.if_nameindex() if index != _LOOPBACK]
+        return all(offloads.leaves_checksums(name, self._settings.mode) for name in names)
 
     def _tell_once(self, holds: bool, kind: str, subject: str, message: str) -> None:
         if not holds:

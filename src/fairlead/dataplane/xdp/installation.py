@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from fairlead.dataplane.xdp import abi, census, kernel, records
+from fairlead.dataplane.xdp import abi, census, kernel, offloads, records
 from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
@@ -147,6 +147,7 @@ class Installation:
         self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
+        self._unfinished = False  # whether packets may come whose checksum was left to the hardware
 
     def _nothing(self, host: Host) -> Holdings:
         return Holdings(self.hertz, source_of=host.tunnel_source)
@@ -181,14 +182,18 @@ class Installation:
             return False
         for index in self.kernel.attached:
             self.resolver.keep(index)
+        self._unfinished = bool(self.kernel.meta().get("constants", {}).get("unfinished_sums"))
         if not self.kernel.is_current:
-            self.kernel.renew(
-                Build(self._sizes_now(), self._constants()), lambda maps, _fresh: note_layouts(maps["names_meta"])
-            )
-            self.kernel.finish()
+            self._replace_program()
             self._event("xdp_replaced", "XDP program", "this version's program took over, with all flows")
         self._bind()
         return True
+
+    def _replace_program(self) -> None:
+        """The same maps, another program."""
+        build = Build(self._sizes_now(), self._constants())
+        self.kernel.renew(build, lambda maps, _fresh: note_layouts(maps["names_meta"]))
+        self.kernel.finish()
 
     def have_room(self, needs: Needs) -> None:
         """Make the maps large enough; the program is loaded now if it was not.
@@ -200,6 +205,8 @@ class Installation:
         if self.kernel.fits(Build(wanted, self._constants())):
             return
         kernel.ensure_bpffs(self._event)
+        if not self.running:
+            self._unfinished = self.host.leaves_checksums()
         sizes = _sizes(needs, self.settings.flow_table, slack=2)
         if self.running:
             now = self._sizes_now()
@@ -246,6 +253,7 @@ class Installation:
             "hop_ttl": max(1, self.hertz // 25),
             "fragment_ttl": 30 * self.hertz,
             "resolver": int(self.resolver.supported()),
+            "unfinished_sums": int(self._unfinished),
         }
 
     def _sizes_now(self) -> dict[str, int]:
@@ -370,6 +378,7 @@ class Installation:
             for index in set(self.kernel.attached) - set(wanted.values()):
                 self.kernel.detach(index)
                 self.resolver.forget(index)
+        self._mind_offloads()
         carrying = [it.name for it in self.kernel.attached.values()]
         self._families = sorted(needs.families)
         self.host.check_switches(carrying, addresses, self._families)
@@ -382,6 +391,19 @@ class Installation:
         if lost := self.kernel.lost():
             return f"the XDP program of {', '.join(lost)} has gone"
         return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._families)
+
+    def _mind_offloads(self) -> None:
+        """Have the program finish checksums where some are not, and know where it runs in generic mode."""
+        attached = self.kernel.attached
+        ports = self.kernel.maps["generic_ports"]
+        generic = {u32(index) for index, it in attached.items() if it.mode == kernel.GENERIC}
+        present = set(ports.keys())
+        ports.delete_many(present - generic)
+        ports.put_many(dict.fromkeys(generic - present, u32(1)))
+        if not self._unfinished and any(offloads.leaves_checksums(it.name, it.mode) for it in attached.values()):
+            self._unfinished = True
+            self._replace_program()
+            self._bind()
 
     def _keep_sources(self) -> None:
         """Let fullnat send from the addresses that the routes to its servers have."""
