@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -161,6 +162,9 @@ class _Run:
         except BaseException:
             await self._agent.abandon()
             raise
+        # What was made so far stays: looking for garbage in it would stall the loop for a second with 10,000 services.
+        gc.freeze()
+        gc.enable()
         self._manager.send("READY=1", f"STATUS=serving, configuration {self._daemon.file or 'from options'}")
         loops = asyncio.create_task(self._agent.watch())
         companion = None if beside is None else asyncio.create_task(beside(self._agent))

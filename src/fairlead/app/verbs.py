@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import sys
@@ -56,6 +57,7 @@ def run(options: RunOptions) -> int:
         loaded = Loaded(from_options(options.listen, options.servers), ())
         return asyncio.run(serve(Daemon(loaded, None, None, _socket(options.socket, loaded))))
     file = options.file
+    gc.disable()  # until the daemon is ready: next to nothing is garbage before
 
     async def read() -> Loaded:
         return await asyncio.to_thread(_load, file)
