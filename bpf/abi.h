@@ -301,6 +301,7 @@ enum fl_counter {
 	FL_SENT_RESET,
 	FL_SENT_UNREACHABLE,
 	FL_SENT_TOO_BIG,
+	FL_SENT_PATH_MTU,     /* likewise, because a router between us and the server said so of the tunnelled packet */
 	FL_NEW_FLOW,	      /* a server was chosen, and that was stored */
 	FL_NEW_STATELESS,     /* a server was chosen and not stored: the brake was on, or it was an RST */
 	FL_STORE_FAILED,      /* a server was chosen, and the flow table refused to store it */

@@ -189,34 +189,15 @@ static __always_inline __u64 sum_quote(struct xdp_md *ctx, __u32 offset, __u32 q
 	return sum;
 }
 
-/* An ICMP error in front of the packet, which becomes the quote. `kind` is type and code, `data` the second word. */
-__noinline int answer_error(struct xdp_md *ctx, const struct packet *p, __u32 kind, __u32 data)
+/* Writes an ICMP error, and its IP header at `l3`, in front of the `quote` bytes of `p` that follow. */
+static __always_inline int write_error(struct xdp_md *ctx, const struct packet *p, __u32 l3, __u32 quote, __u32 kind, __u32 data)
 {
-	__u32 header, quote, length;
-	__be32 *icmp;
-	__u8 old[2 * ETH_ALEN];
-	struct ethhdr *eth;
-	__u64 sum;
-	int l3;
+	__u32 header = p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr), length = 8 + quote;
+	__u64 sum = bpf_htonl(kind << 16) + (__u64)bpf_htonl(data) + sum_quote(ctx, l3 + header + 8, quote);
+	__be32 *icmp = at(ctx, l3 + header, 8);
 
-	if (!p)
-		return -1;
-	eth = at(ctx, 0, sizeof(*eth));
-	if (!eth)
-		return -1;
-	__builtin_memcpy(old, eth, sizeof(old));
-	header = p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	quote = p->ip_len < QUOTE ? p->ip_len & ~3u : QUOTE;
-	l3 = make_room(ctx, p, 1, header + 8);
-	if (l3 < 0 || cut(ctx, l3 + header + 8 + quote))
-		return -1;
-	if (link_header(ctx, p, old + ETH_ALEN, old, l3 - ETH_HLEN, p->family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)))
-		return -1;
-	length = 8 + quote;
-	sum = bpf_htonl(kind << 16) + (__u64)bpf_htonl(data) + sum_quote(ctx, l3 + header + 8, quote);
 	if (p->family == 6)
 		sum += pseudo_header(p, length, IPPROTO_ICMPV6);
-	icmp = at(ctx, l3 + header, 8);
 	if (!icmp)
 		return -1;
 	icmp[0] = bpf_htonl(kind << 16);
@@ -238,15 +219,54 @@ __noinline int answer_error(struct xdp_md *ctx, const struct packet *p, __u32 ki
 	return 0;
 }
 
+static __always_inline __u32 quote_of(const struct packet *p)
+{
+	return p->ip_len < QUOTE ? p->ip_len & ~3u : QUOTE;
+}
+
+/* An ICMP error in front of the packet, which becomes the quote. `kind` is type and code, `data` the second word. */
+__noinline int answer_error(struct xdp_md *ctx, const struct packet *p, __u32 kind, __u32 data)
+{
+	__u32 header, quote;
+	__u8 old[2 * ETH_ALEN];
+	struct ethhdr *eth;
+	int l3;
+
+	if (!p)
+		return -1;
+	eth = at(ctx, 0, sizeof(*eth));
+	if (!eth)
+		return -1;
+	__builtin_memcpy(old, eth, sizeof(old));
+	header = p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	quote = quote_of(p);
+	l3 = make_room(ctx, p, 1, header + 8);
+	if (l3 < 0 || cut(ctx, l3 + header + 8 + quote))
+		return -1;
+	if (link_header(ctx, p, old + ETH_ALEN, old, l3 - ETH_HLEN, p->family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)))
+		return -1;
+	return write_error(ctx, p, l3, quote, kind, data);
+}
+
 /* RFC 1122 section 3.2.2: no error about a fragment. (Errors and groups of hosts do not come this far.) */
 static __always_inline _Bool may_complain(const struct packet *p)
 {
 	return p->fragment != LATER_FRAGMENT;
 }
 
+static __always_inline __u32 too_big_kind(__u8 family)
+{
+	return family == 4 ? ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED : ICMPV6_PKT_TOOBIG << 8;
+}
+
+static __always_inline __u32 least_mtu(__u8 family)
+{
+	return family == 4 ? 68 : 1280;
+}
+
 static __always_inline int too_big(struct xdp_md *ctx, const struct packet *p, __u32 mtu)
 {
-	__u32 least = p->family == 4 ? 68 : 1280, let_in = 0;
+	__u32 least = least_mtu(p->family), let_in = 0;
 
 	/* To shorten it is not for its sender to do: it sent several. */
 	bpf_check_mtu(ctx, 0, &let_in, 0, 0);
@@ -258,7 +278,7 @@ static __always_inline int too_big(struct xdp_md *ctx, const struct packet *p, _
 		return counted(FL_DROP_ANSWER_LIMIT, XDP_DROP);
 	if (mtu < least)
 		mtu = least;
-	if (answer_error(ctx, p, p->family == 4 ? ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED : ICMPV6_PKT_TOOBIG << 8, mtu))
+	if (answer_error(ctx, p, too_big_kind(p->family), mtu))
 		return counted(FL_DROP_FAULT, XDP_DROP);
 	return counted(FL_SENT_TOO_BIG, XDP_TX);
 }

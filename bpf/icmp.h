@@ -8,6 +8,7 @@
 #ifndef FAIRLEAD_ICMP_H
 #define FAIRLEAD_ICMP_H
 
+#include "beyond.h"
 #include "common.h"
 #include "decide.h"
 #include "transmit.h"
@@ -176,6 +177,17 @@ __noinline int icmp_packet(struct xdp_md *ctx, const struct packet *p)
 		if (bpf_map_lookup_elem(&vips, &p->dst))
 			return answer_echo(ctx, p);
 		return counted(FL_PASS_UNRELATED, XDP_PASS);
+	}
+	if (icmp->type == (p->family == 4 ? ICMP_DEST_UNREACH : ICMPV6_PKT_TOOBIG) &&
+	    icmp->code == (p->family == 4 ? ICMP_FRAG_NEEDED : 0)) {
+		__u32 mtu = bpf_ntohl(icmp->rest);
+
+		verdict = tunnel_too_big(ctx, p, p->family == 4 ? mtu & 0xffff : mtu);
+		if (verdict != MISSED)
+			return verdict;
+		icmp = at(ctx, p->l4, sizeof(*icmp));
+		if (!icmp)
+			return counted(FL_PASS_MALFORMED, XDP_PASS);
 	}
 	__builtin_memset(&work->quoted, 0, sizeof(work->quoted));
 	if (!is_error(p->family, icmp->type) || parse_quote(ctx, p, &work->quoted))

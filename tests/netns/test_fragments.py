@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def ask(bed: Crossing, family: int, port: int, order: Sequence[int], wait_s: flo
     payload = os.urandom(4096)
     parts = pieces(e, payload, port)
     assert len(parts) == 4
-    macs = {
+    macs: Any = {
         "source": bytes.fromhex(bed.client.mac().replace(":", "")),
         "destination": bytes.fromhex(bed.balancer.mac().replace(":", "")),
     }

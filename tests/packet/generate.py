@@ -51,7 +51,9 @@ class Generator:
     def frame(self) -> tuple[bytes, Port]:
         r = self.random
         version = r.choice((4, 4, 6))
-        if r.random() < 0.1:
+        if r.random() < 0.03:
+            ip = self._beyond(version)
+        elif r.random() < 0.1:
             ip = self._error(version)
         elif r.random() < 0.03:
             ip = self._echo(version)
@@ -70,7 +72,8 @@ class Generator:
         clients, odd, vips, servers = (
             (CLIENTS4, ODD4, VIPS4, SERVERS4) if version == 4 else (CLIENTS6, ODD6, VIPS6, SERVERS6)
         )
-        client, cport = ip_address(r.choice(odd if r.random() < 0.04 else clients)), r.choice(CLIENT_PORTS)
+        client = ip_address(r.choice(odd if r.random() < 0.04 else clients))
+        cport = r.choice(CLIENT_PORTS) if r.random() < 0.95 else r.randrange(1024, 65536)
         kind = r.random()
         if kind < 0.55:
             return Ends(client, cport, ip_address(r.choice(vips)), r.choice(PORTS))
@@ -145,6 +148,33 @@ class Generator:
         kind = r.choice(((2, 0), (1, 4), (3, 0), (4, 0), (135, 0)))
         message = icmp(*kind, struct.pack(">I", 1400), cut, Ends(source, 0, where, 0))
         return ipv6(source, where, ICMP6, message, hops=ttl)
+
+    def _beyond(self, version: int) -> bytes:
+        """A router in the path of a tunnel says that a packet of ours is too big."""
+        r = self.random
+        inner = r.choice((4, 4, 6))
+        client = ip_address(r.choice(CLIENTS4 if inner == 4 else CLIENTS6))
+        vip, port = r.choice(
+            (("10.0.0.100", 83), ("10.0.0.104", 1000), ("10.0.0.100", 80))
+            if inner == 4
+            else (("2001:db8::100", 83), ("2001:db8::104", 1000), ("2001:db8::100", 80))
+        )
+        packet = self._packet(inner, Ends(client, r.choice(CLIENT_PORTS), ip_address(vip), port))
+        inside = r.choice((4, 41)) if r.random() < 0.03 else 4 if inner == 4 else 41
+        if version == 4:
+            source = ip_address(r.choice(("10.0.1.1", f"10.0.1.{r.randrange(256)}", "10.9.0.9")))
+            server = ip_address(r.choice((*SERVERS4[:4], "10.0.2.10")))
+            outer = ipv4(source, server, inside, packet)
+        else:
+            source = ip_address(r.choice(("2001:db8:1::1", f"2001:db8:1::{r.getrandbits(16):x}", "2001:db8:e::9")))
+            server = ip_address(r.choice((*SERVERS6[:3], "2001:db8:2::10")))
+            outer = ipv6(source, server, inside, packet)
+        mtu = r.choice((1400, 1400, 1280, 600, 60, 40, 20, 0))
+        cut = outer[: r.choice((48, 56, 80, 88, 100, 300, 1400, 28))]
+        if version == 4:
+            return ipv4(ip_address("10.9.0.1"), source, ICMP, icmp(3, 4, struct.pack(">I", mtu), cut))
+        router = Ends(ip_address("2001:db8:e::1"), 0, source, 0)
+        return ipv6(router.source, source, ICMP6, icmp(2, 0, struct.pack(">I", mtu), cut, router))
 
     def _echo(self, version: int) -> bytes:
         r = self.random

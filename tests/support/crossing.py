@@ -269,6 +269,35 @@ class Crossing(Bed):
         self.balancer.ip("route", "add", f"fd00:{number}::/64", "via", f"fd00:1::{200 + number:x}")
         return server
 
+    def add_behind_router(self, name: str, number: int, mtu: int, *vips: str) -> Server:
+        """A server like those of ``add_far``, but behind a router of its own, whose link to it has this MTU."""
+        server = self.add_near(name, *vips)
+        router = self.net.add(f"r{number}", ())
+        router.ip("link", "del", "eth0")
+        self.net.add_bridge("br2")
+        self.net.connect(router, "eth1", f"q-{router.name}", "br1")
+        self.net.connect(router, "eth2", "n-router", "br2")
+        self.net.connect(server.node, "eth1", "n-server", "br2")
+        for node, interface, place in (
+            (router, "eth1", ("10.0.1.{}/24", "fd00:1::{}/64")),
+            (router, "eth2", ("10.0.{}.1/24", "fd00:{}::1/64")),
+            (server.node, "eth1", ("10.0.{}.10/24", "fd00:{}::10/64")),
+        ):
+            for address in place:
+                self.address(
+                    node, interface, address.format(number if interface == "eth2" or node is not router else 50)
+                )
+        for interface in ("eth1", "eth2"):
+            self.quiet(router, interface)
+        self.quiet(server.node, "eth1")
+        router.ip("link", "set", "eth2", "mtu", str(mtu))
+        self.sysctl(router, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.sysctl(server.node, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth1.rp_filter=0")
+        self.attach(server.node, "eth1", "decapsulate")
+        self.balancer.ip("route", "add", f"10.0.{number}.0/24", "via", "10.0.1.50")
+        self.balancer.ip("route", "add", f"fd00:{number}::/64", "via", "fd00:1::50")
+        return server
+
     def decapsulate(self, server: Server, *, on: bool) -> None:
         """Let a far server take packets out of tunnels, or not."""
         assert server.decapsulation is not None

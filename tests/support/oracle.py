@@ -752,12 +752,65 @@ class Forwarder:
             return self._echo(p)
         if kind not in ((3, 11, 12) if p.family == 4 else (1, 2, 3, 4)):
             raise passed(Counter.PASS_ICMP)
+        if p.raw[p.l4 : p.l4 + 2] == (b"\3\4" if p.family == 4 else b"\2\0"):
+            told = self._beyond(p)
+            if told is not None:
+                return told
         q = self._quoted(p)
         try:
             route = self.decide(q, about=True)
         except (Refused, Missed):
             raise passed(Counter.PASS_ICMP) from None
         return self._send_error(p, q, route)
+
+    def _beyond(self, p: Parsed) -> Outcome | None:
+        """A router in a tunnel's path says that a packet is too big; None: it is not about a tunnelled one."""
+        start, room = p.l4 + 8, 14 + len(self.link)
+        quote = (p.raw + self.trailer)[start:]
+        outer = 20 if p.family == 4 else 40
+        if len(quote) < outer or room + start > LAST_OFFSET + 2:
+            return None
+        if p.family == 4:
+            if quote[0] != 0x45 or int.from_bytes(quote[6:8], "big") & 0x1FFF:
+                return None
+            inside, ends = quote[9], (ip_address(quote[12:16]), ip_address(quote[16:20]))
+        else:
+            if quote[0] >> 4 != 6:
+                return None
+            inside, ends = quote[6], (ip_address(quote[8:24]), ip_address(quote[24:40]))
+        if inside not in (4, 41):
+            return None
+        mtu = int.from_bytes(p.raw[p.l4 + 4 : p.l4 + 8], "big") & (0xFFFF if p.family == 4 else 0xFFFFFFFF)
+        if mtu <= outer:
+            raise passed(Counter.PASS_ICMP)
+        family = 4 if inside == 4 else 6
+        q = self._quoted(dataclasses.replace(p, family=family, l4=p.l4 + outer))
+        # The client's packet, in its own direction.
+        q = dataclasses.replace(
+            q, source=q.destination, destination=q.source, sport=q.dport, dport=q.sport, raw=p.raw[start + outer :]
+        )
+        try:
+            route = self.decide(q, about=True)
+        except (Refused, Missed):
+            raise passed(Counter.PASS_ICMP) from None
+        server = self.servers[route.server]
+        if route.forwarding != "tunnel" or route.kind != "server" or route.hop != ends[1] or server.source is None:
+            raise passed(Counter.PASS_ICMP)
+        differs = int(server.source) ^ int(ends[0])
+        if server.source.version != ends[0].version or differs & ~server.spread:
+            raise passed(Counter.PASS_ICMP)
+        hop = hop_to(q.source)
+        if isinstance(hop, str):
+            raise dropped(Counter.DROP_NO_ROUTE)
+        if hop.mac is None:
+            return self._make_resolve(p, dataclasses.replace(route, hop=q.source))
+        kind, least = ((3, 4), 68) if family == 4 else ((2, 0), 1280)
+        told = self._error(q, kind, max(mtu - outer, least), Counter.SENT_PATH_MTU)
+        body = told.frame[14 + len(self.link) :]
+        same = hop.port.name == self.port.name
+        link = bytes.fromhex(hop.mac.replace(":", "")) + bytes.fromhex(hop.port.mac.replace(":", ""))
+        link += (self.link if same else b"") + (b"\x08\x00" if family == 4 else b"\x86\xdd")
+        return Outcome(TX if same else REDIRECT, link + body, Counter.SENT_PATH_MTU)
 
     def _echo(self, p: Parsed) -> Outcome:
         if p.destination not in self.vips:

@@ -116,13 +116,14 @@ class Counter(IntEnum):
     SENT_RESET = 30
     SENT_UNREACHABLE = 31
     SENT_TOO_BIG = 32
-    NEW_FLOW = 33
-    NEW_STATELESS = 34
-    STORE_FAILED = 35
-    EXPIRED = 36
-    FRAGMENT_FIRST = 37
-    FRAGMENT_LATER = 38
-    ICMP_FORWARDED = 39
+    SENT_PATH_MTU = 33
+    NEW_FLOW = 34
+    NEW_STATELESS = 35
+    STORE_FAILED = 36
+    EXPIRED = 37
+    FRAGMENT_FIRST = 38
+    FRAGMENT_LATER = 39
+    ICMP_FORWARDED = 40
 
 
 def packed(address: IPAddress) -> bytes:
