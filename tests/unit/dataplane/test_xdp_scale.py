@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +22,10 @@ from fairlead.model.state import DeleteTable, ForwardingState, ObservedState, Pl
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
+from support.packets import ACK, tcp_frame
 from support.xdp import ip, own_namespace
 from support.xdp_plane import opened_plane
+from unit.dataplane.contract import bring
 
 pytestmark = [pytest.mark.root, pytest.mark.serial, pytest.mark.timeout(300)]
 SERVICES, SERVERS, CHANGES = 10_000, 10, 500
@@ -34,6 +40,7 @@ def namespace() -> Iterator[None]:
         for name in ("eth0", "far0"):
             ip("link", "set", name, "up")
         ip("addr", "add", "10.0.0.1/8", "dev", "eth0")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         yield
         kernel.cleanup()
 
@@ -85,3 +92,67 @@ async def test_a_server_that_goes_down_among_a_hundred_thousand_costs_a_few_mill
             f"read back in {observed_s:.2f} s\n"
         )
         assert late < CHANGE_MS
+
+
+async def test_f31_five_hundred_services_of_fifty_servers_change_within_a_second() -> None:
+    """Services with the same servers share a table; with one server left, and with none, they say so."""
+    addresses = [f"10.0.1.{number}:8080" for number in range(1, 51)]
+    servers = tuple(server_spec(f"web/{at}", at) for at in addresses)
+    listeners = tuple(listener(f"s{n}", f"10.100.{n // 250}.{n % 250 + 1}:80") for n in range(500))
+
+    def state(alive: int) -> ForwardingState:
+        table = table_spec(dict.fromkeys(addresses, 1), dead=frozenset(addresses[alive:]), size=16381)
+        recipes = (table,) if alive else ()
+        digest = tables.digest(table) if alive else None
+        services = tuple(service_spec(f"s{n}", digest, forwarding=Forwarding.NAT) for n in range(500))
+        return forwarding_state(servers, recipes, services, listeners)
+
+    async with opened_plane(flow_table=65536, interfaces=("eth0",)) as made:
+        await made.apply(plan(state(50), ObservedState()))
+        for alive in (49, 1, 0, 50):
+            change = plan(state(alive), await made.observe())
+            started = time.process_time()
+            await made.apply(change)
+            taken = time.process_time() - started
+            assert taken < 1.0, (alive, taken)
+            assert not plan(state(alive), await made.observe())
+
+
+async def test_f30_ids_that_are_used_again_never_carry_a_flow_to_another_service() -> None:
+    """10,000 servers come and go in a space of 4,096 ids, while flows to those that are gone go on asking."""
+    ports = itertools.count(1024)
+    flows: deque[tuple[int, int]] = deque(maxlen=64)  # a client's port, and its service
+    kept = 0
+    async with opened_plane(flow_table=4096, interfaces=("eth0",)) as made:
+        for turn in range(1000):
+            await bring(made, two_services(turn))
+            assert made._in.kernel.now is not None
+            program = made._in.kernel.now.program
+            flows.extend((next(ports), service) for service in (0, 1))
+            for port, service in flows:
+                frame = tcp_frame(f"10.9.9.9:{port}", f"10.100.0.{service + 1}:80", ACK)
+                met = program.run(frame, ifindex=socket.if_nametoindex("eth0")).packet[30:34]
+                assert met[:2] != bytes((10, 2 - service)), (turn, port, met)  # a server of the other service
+                kept += met[:2] == bytes((10, 1 + service))  # else an RST in the name of the VIP
+            if turn % 20 == 19:
+                live = made._in.census.count(fresh=True)
+                made._held.release(live.servers, live.services)
+                made._held.flush()
+        assert made._held.server_ids.capacity == 4096
+    assert kept > 2000
+
+
+def two_services(turn: int) -> ForwardingState:
+    """Ten servers that nobody had before: 10.1.X.Y are those of the one, 10.2.X.Y those of the other."""
+    servers, recipes, services, listeners = [], [], [], []
+    for service in (0, 1):
+        count = (3 + turn % 5, 7 - turn % 5)[service]  # so that numbers fall to the one, then to the other
+        numbers = range(turn * 10, turn * 10 + count)
+        addresses = [f"10.{1 + service}.{number // 250}.{number % 250 + 1}:80" for number in numbers]
+        servers += [server_spec(f"web/{at}", at) for at in addresses]
+        recipes.append(table_spec(dict.fromkeys(addresses, 1), size=251))
+        services.append(
+            service_spec(f"s{service}", tables.digest(recipes[-1]), forwarding=Forwarding.NAT, idle_timeout_ms=200)
+        )
+        listeners.append(listener(f"s{service}", f"10.100.0.{service + 1}:80"))
+    return forwarding_state(tuple(servers), tuple(recipes), tuple(services), tuple(listeners))

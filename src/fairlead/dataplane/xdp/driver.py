@@ -166,7 +166,8 @@ class XdpDataPlane:
     def _look_around(self) -> None:
         """Compare with the kernel, put right what has no name, look after interfaces and ids."""
         self._damaged |= adoption.damage(self._in)
-        self._in.look_after_interfaces(self._needs(()))
+        if self._in.look_after_interfaces(self._needs(())):
+            self._damaged |= self._held.listeners.keys()  # nothing came by them until now
         if self._held.lingering and self._clock() >= self._release_at:
             self._release_at = self._clock() + RELEASE_S
             live = self._in.census.count(fresh=True)

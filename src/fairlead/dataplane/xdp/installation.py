@@ -355,12 +355,17 @@ class Installation:
 
     # Interfaces and addresses
 
-    def look_after_interfaces(self, needs: Needs) -> None:
-        """Have the program on every interface that matters, and say what keeps packets from being forwarded."""
+    def look_after_interfaces(self, needs: Needs) -> bool:
+        """Have the program on every interface that matters, and say what keeps packets from being forwarded.
+
+        Returns:
+            Whether somebody had taken it from one.
+        """
         if not self.running:
-            return
+            return False
         held = self.held
-        for index in self.kernel.check_links():
+        lost = self.kernel.check_links()
+        for index in lost:
             self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
@@ -383,6 +388,7 @@ class Installation:
         self._families = sorted(needs.families)
         self.host.check_switches(carrying, addresses, self._families)
         self.refresh_near()
+        return bool(lost)
 
     def trouble(self) -> str | None:
         """What keeps packets of the services from being forwarded, as far as it can be seen at a glance."""
