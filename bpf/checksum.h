@@ -56,15 +56,4 @@ static __always_inline __u16 udp_checksum_after(__u16 old, __u64 change)
 	return sum ? sum : 0xffff;
 }
 
-/* The pseudo header of TCP, UDP and ICMPv6. The order of the addresses does not matter to a sum. */
-static __always_inline __u64 pseudo_header(const struct packet *p, __u32 length, __u8 proto)
-{
-	__u64 sum = (__u64)bpf_htonl(length) + bpf_htonl(proto);
-
-	sum += (__u64)p->src.word[3] + p->dst.word[3];
-	if (p->family == 4)
-		return sum;
-	return sum + p->src.word[0] + p->src.word[1] + p->src.word[2] + p->dst.word[0] + p->dst.word[1] + p->dst.word[2];
-}
-
 #endif

@@ -37,6 +37,17 @@ static __always_inline __u32 frame_length(struct xdp_md *ctx)
 	return ctx->data_end - ctx->data;
 }
 
+/* The pseudo header of TCP, UDP and ICMPv6. The order of the addresses does not matter to a sum. */
+static __always_inline __u64 pseudo_header(const struct packet *p, __u32 length, __u8 proto)
+{
+	__u64 sum = (__u64)bpf_htonl(length) + bpf_htonl(proto);
+
+	sum += (__u64)p->src.word[3] + p->dst.word[3];
+	if (p->family == 4)
+		return sum;
+	return sum + p->src.word[0] + p->src.word[1] + p->src.word[2] + p->dst.word[0] + p->dst.word[1] + p->dst.word[2];
+}
+
 static __always_inline enum parsed parse_ports(struct xdp_md *ctx, struct packet *p)
 {
 	__u32 end = p->l3 + p->ip_len;

@@ -58,6 +58,18 @@ __noinline int make_resolve(struct xdp_md *ctx, const struct packet *p, const st
 	return counted(FL_PASS_RESOLVING, XDP_PASS);
 }
 
+/* Rewrites a packet that the stack gets: 0, or the verdict when it is dropped. */
+static __always_inline int rewrite_for_stack(struct xdp_md *ctx, const struct packet *p, const struct route *r, _Bool hop)
+{
+	int sum = unfinished_sums ? finish_sum(ctx, p, 1) : SUM_DONE;
+
+	if (sum == SUM_UNKNOWN)
+		return counted(FL_DROP_CHECKSUM, XDP_DROP);
+	if (rewrite(ctx, p, r, hop, sum == SUM_SEED))
+		return counted(FL_DROP_FAULT, XDP_DROP);
+	return 0;
+}
+
 /*
  * Finishes a packet but for its link header and leaves it to `resolve`, so that the kernel keeps it until it knows the
  * neighbour. NOT_KEPT: this driver has no room for metadata, or there is a VLAN tag, which the stack takes off.
@@ -67,6 +79,7 @@ enum { NOT_KEPT = -1 };
 static __always_inline int keep_until_resolved(struct xdp_md *ctx, const struct packet *p, const struct route *r)
 {
 	__u32 *mark;
+	int dropped;
 
 	if (p->l3 != ETH_HLEN || bpf_xdp_adjust_meta(ctx, -(int)sizeof(*mark)))
 		return NOT_KEPT;
@@ -76,8 +89,9 @@ static __always_inline int keep_until_resolved(struct xdp_md *ctx, const struct 
 	*mark = FL_UNRESOLVED;
 	if (p->ttl <= 1)
 		return counted(FL_DROP_TTL, XDP_DROP);
-	if (rewrite(ctx, p, r, 1))
-		return counted(FL_DROP_FAULT, XDP_DROP);
+	dropped = rewrite_for_stack(ctx, p, r, 1);
+	if (dropped)
+		return dropped;
 	count_traffic(r->service, r->server, r->kind, p->ip_len);
 	return counted(FL_PASS_UNRESOLVED, XDP_PASS);
 }
@@ -95,13 +109,9 @@ __noinline int no_hop(struct xdp_md *ctx, const struct packet *p, const struct r
 	if (error != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return counted(FL_DROP_NO_ROUTE, XDP_DROP);
 	if (r->kind == FL_TO_SERVER && r->forwarding == FL_NAT && !icmp) {
-		int sum = unfinished_sums ? finish_sum(ctx, p, 1) : SUM_DONE;
+		int dropped = rewrite_for_stack(ctx, p, r, 0);
 
-		if (sum == SUM_UNKNOWN)
-			return counted(FL_DROP_CHECKSUM, XDP_DROP);
-		if (rewrite(ctx, p, r, 0, sum == SUM_SEED))
-			return counted(FL_DROP_FAULT, XDP_DROP);
-		return counted(FL_PASS_UNRESOLVED, XDP_PASS);
+		return dropped ? dropped : counted(FL_PASS_UNRESOLVED, XDP_PASS);
 	}
 	if (resolver && !icmp && is_nat(r)) {
 		int verdict = keep_until_resolved(ctx, p, r);
