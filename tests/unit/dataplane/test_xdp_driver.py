@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from fairlead.model.state import (
     PutServer,
     ServiceMode,
 )
+from fairlead.model.vip import STATIC, Vip
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
 from support import xdp
@@ -201,6 +203,23 @@ async def test_an_interface_that_comes_back_gets_the_program_again(monkeypatch: 
         ip("addr", "add", "192.0.2.10/24", "dev", "eth0")
         await made.observe()
         assert attached_program(index())
+
+
+async def test_an_interface_that_is_not_there_yet_is_told_and_gets_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
+    events: list[tuple[str, str, str]] = []
+    ip("link", "del", "eth0")
+    async with opened_plane(events) as made:
+        made.set_vips(frozenset({Vip(ip_address("192.0.2.10"), 24, "eth0", STATIC)}))
+        await bring(made, state())
+        assert [(kind, subject) for kind, subject, _ in events] == [("interface_missing", "eth0")]
+        assert "no interface carries" in (made.trouble() or "")
+        ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+        ip("link", "set", "eth0", "up")
+        await made.observe()
+        assert attached_program(index())
+        assert made.trouble() is None
+        assert len(events) == 1, "once"
 
 
 # Drift (F48)

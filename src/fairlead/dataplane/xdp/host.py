@@ -79,7 +79,14 @@ class Host:
                     "it is in xdp.interfaces, but there is no such interface; it gets the program when it appears",
                 )  # fmt: skip
             return {name: present[name] for name in self._settings.interfaces if name in present}
-        wanted = set(self._of_vips(frozenset(addresses), present))
+        offered = frozenset(addresses)
+        missing = {vip.interface for vip in self.vips if vip.address in offered} - present.keys()
+        for name in sorted({vip.interface for vip in self.vips}):
+            self._tell_once(
+                name in missing, "interface_missing", name,
+                "VIPs of services are to be there, but there is no such interface; it gets the program when it appears",
+            )  # fmt: skip
+        wanted = set(self._of_vips(offered, present))
         with Routes() as routes:
             for server in _some(servers):
                 route = routes.get(server)

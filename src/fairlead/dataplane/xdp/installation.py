@@ -394,6 +394,8 @@ class Installation:
         """What keeps packets of the services from being forwarded, as far as it can be seen at a glance."""
         if not self.running or not self.held.listeners:
             return None
+        if not self.kernel.attached:
+            return "no interface carries the XDP program: `fairlead show events` says which is missing"
         if lost := self.kernel.lost():
             return f"the XDP program of {', '.join(lost)} has gone"
         return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._families)
