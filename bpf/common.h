@@ -70,6 +70,7 @@ struct scratch {
 	struct tuple tuple;
 	struct flow flow, found, known;
 	__u32 octets; /* of the packet that makes the flow to be stored; 0: another packet's */
+	__u32 replaces; /* the packet's tuple has an entry, though not one that decides */
 };
 
 struct {

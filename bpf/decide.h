@@ -169,7 +169,8 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		return counted(FL_DROP_DENIED, XDP_DROP);
 	if (!lookup_only && (p->proto != IPPROTO_TCP || is_syn(p)) && !within_rate(p, id, service->new_per_source))
 		return counted(FL_DROP_SOURCE_RATE, XDP_DROP);
-	stored = !lookup_only && !(p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST) && may_store();
+	/* An entry that is there is replaced even under the brake: it would send the rest to the server of before. */
+	stored = !lookup_only && !(p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST) && (work->replaces || may_store());
 	r->server = choose(p, id, stored, &hairpin);
 	server = bpf_map_lookup_elem(&servers, &r->server);
 	if (!r->server || !server)
@@ -330,6 +331,7 @@ __noinline int known_flow(const struct packet *p, struct route *r, int lookup_on
 	flow = &work->known;
 	tuple_of(&work->tuple, p);
 	entry = flow_find(&work->tuple, flow, &index);
+	work->replaces = !!entry;
 	if (!entry)
 		return MISSED;
 	r->service = flow->entry.service;

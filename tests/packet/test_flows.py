@@ -230,6 +230,21 @@ def test_the_brake(world: World) -> None:
     assert [server_of(out) for out in again] == [server_of(out.frame) for out in outs]
 
 
+def test_f28_the_brake_keeps_no_connection_with_the_server_of_the_one_before(world: World) -> None:
+    """A port that is used again gets a new server; what it said to the old one must not send the rest there."""
+    first = [server_of(world.both(tcp_frame(client(n), VIP, SYN)).frame) for n in range(60)]
+    for n in range(60):
+        world.both(tcp_frame(client(n), VIP, ACK))
+    drained = first[0] - 9
+    rest = tuple(n for n in SERVERS if n != drained)
+    world.service(1, "nat", rest, tuple(n % len(rest) for n in range(251)))
+    world.bed.settings(abi.Settings(brake=1))
+    for n in range(60):
+        chosen = server_of(world.both(tcp_frame(client(n), VIP, SYN)).frame)
+        assert chosen != drained + 9
+        assert server_of(world.both(tcp_frame(client(n), VIP, ACK)).frame) == chosen
+
+
 def test_answers_are_limited(world: World) -> None:
     world.service(1, "nat", (), (), mode="reject")
     world.bed.settings(abi.Settings(answers=5))
