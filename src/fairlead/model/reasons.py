@@ -88,7 +88,6 @@ class HostCheck(StrEnum):
     FOREIGN_XDP = "foreign_xdp"
     XDP_MODE = "xdp_mode"
     VETH_PEER = "veth_peer"
-    VETH_CHECKSUMS = "veth_checksums"
     SERVER_ROUTE = "server_route"
     TUNNEL_MTU = "tunnel_mtu"
     VIP_OWNERS = "vip_owners"

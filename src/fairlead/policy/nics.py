@@ -36,7 +36,6 @@ def examine(host: HostFacts, mode: XdpMode, one_armed: frozenset[str]) -> Iterat
         yield from _offloads(nic, generic=mode is XdpMode.GENERIC or bool(nic.generic))
         if nic.kind == _VETH:
             yield veth_peer(nic, one_armed=name in one_armed, pass_program=host.pass_program)
-            yield _veth_checksums(nic)
 
 
 def foreign(nic: Nic) -> Finding:
@@ -105,16 +104,3 @@ def veth_peer(nic: Nic, *, one_armed: bool, pass_program: str) -> Finding:
     message = f"{which} has no XDP program, and GRO alone does not wake it for frames that XDP turns around: {lost}"
     severity = Severity.ERROR if one_armed else Severity.WARNING
     return Finding(HostCheck.VETH_PEER, severity, nic.name, f"{message} may be lost. {cure}", fix)
-
-
-def _veth_checksums(nic: Nic) -> Finding:
-    name = nic.peer.name if nic.peer is not None and nic.peer.name else "PEER"
-    return Finding(
-        HostCheck.VETH_CHECKSUMS,
-        Severity.WARNING,
-        nic.name,
-        "packets that come by veth from this machine carry no whole checksum while their sender has checksum offload "
-        "on, and are dropped once forwarded; whether it is on cannot be seen from here. Switch it off at every sender, "
-        "in its network namespace",
-        f"ethtool -K {name} tx off tso off gso off",
-    )

@@ -228,13 +228,6 @@ def test_f24_an_end_that_cannot_be_seen_is_not_called_well(peer: VethPeer | None
         assert "cannot be seen" in found.message
 
 
-def test_f23_checksums_of_a_veth_are_mentioned() -> None:
-    facts = with_nic(kind="veth", peer=VethPeer("p0", program=True), receives=True)
-    found = the(facts, HostCheck.VETH_CHECKSUMS)
-    assert (found.severity, found.fix) == (WARNING, "ethtool -K p0 tx off tso off gso off")
-    assert not findings(host(), HostCheck.VETH_CHECKSUMS)
-
-
 def test_servers_of_dsr_are_on_the_link() -> None:
     near = configuration("dsr", server="192.0.2.21:80")
     found = the(host(), HostCheck.SERVER_ROUTE, near)
