@@ -272,13 +272,16 @@ def test_a_flood_is_not_answered_one_for_one(worker: Worker, servers: list[Datag
     where = worker.simple(servers)
     worker.service(table=0, mode=Mode.REJECT, protocol=17)
     client.socket.connect(where)
-    refused = 0
-    for _ in range(5000):
+
+    def is_refused() -> bool:
         try:
             client.socket.send(b"q")
         except ConnectionRefusedError:
-            refused += 1
-    assert 0 < refused <= 3000
+            return True
+        return False
+
+    until(is_refused, 5, "questions are refused")  # on a busy machine the worker may run after thousands of them
+    assert sum(is_refused() for _ in range(5000)) <= 3000
 
 
 def test_limits_hold_for_flows(worker: Worker, servers: list[Datagrams]) -> None:
