@@ -66,6 +66,7 @@ class PairBed(Bed):
         node.ip("route", "add", "203.0.113.0/24", "via", NEAR[0])
         self.hide(node, ADDRESS)
         self.connect_inside(node, f"10.0.1.{number}/24")
+        self.attach(node, "eth1", "decapsulate")
         return node
 
     @property
