@@ -75,11 +75,15 @@ def configurations(draw: st.DrawFn) -> Configuration:
     return configuration(*present, *services)
 
 
+Step = tuple[Configuration, Runtime, float]
+
+
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[Configuration, Runtime, float]:
-    """A configuration in force, after some reloads, wishes of the operator and verdicts; and the present moment."""
+def chronicles(draw: st.DrawFn) -> list[Step]:
+    """Configurations in force, with some reloads, wishes of the operator and verdicts between them; and moments."""
     now, current, runtime = 0.0, draw(configurations()), Runtime()
     runtime = derive.settle(current, runtime, now, frozenset())
+    steps = [(current, runtime, now)]
     for _ in range(draw(st.integers(0, 6))):
         now += draw(st.sampled_from([0.0, 1.0, 4.0, 7.0, 40.0]))
         keys = [server_key(it.name, each.name) for it in current.pools.values() for each in it.servers]
@@ -105,7 +109,15 @@ def histories(draw: st.DrawFn) -> tuple[Configuration, Runtime, float]:
             case _:
                 idle = frozenset(draw(st.sets(st.sampled_from(sorted(runtime.departures) or ["none"]))))
                 runtime = derive.settle(current, runtime, now, idle)
-    return current, derive.settle(current, runtime, now, frozenset()), now
+        steps.append((current, runtime, now))
+    steps.append((current, derive.settle(current, runtime, now, frozenset()), now))
+    return steps
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Step:
+    """How such a chronicle ends: a configuration in force, what happened, and the present moment."""
+    return draw(chronicles())[-1]
 
 
 def live_keys(derived: Derived, name: str) -> frozenset[str]:
@@ -269,3 +281,32 @@ def test_established_flows_end_only_by_the_operators_wish(history: tuple[Configu
             over = status.drain_deadline is not None and status.drain_deadline <= now
             draining = status.admin is AdminState.DRAIN or status.weight == 0
             assert status.admin is AdminState.MAINT or (draining and over)
+
+
+@given(chronicles())
+@EXAMPLES
+def test_a_decision_before_saves_work_and_changes_no_decision(chronicle: list[Step]) -> None:
+    before: Derived | None = None
+    for current, runtime, now in chronicle:
+        pools = derive.touched(before, current, runtime, now)
+        noted = derive.noted(current, runtime, now, pools)
+        assert noted == derive.noted(current, runtime, now)
+        before = derive.desired(current, noted, now, before)
+        assert before == derive.desired(current, noted, now)
+
+
+@given(chronicles())
+@EXAMPLES
+def test_what_did_not_change_is_the_same_object(chronicle: list[Step]) -> None:
+    current, runtime, now = chronicle[-1]
+    before = derive.desired(current, runtime, now)
+    for name in current.pools:
+        for each in current.pools[name].servers[:1]:
+            after = derive.desired(
+                current, derive.set_weight(current, runtime, server_key(name, each.name), 7, now), now, before
+            )
+            for key in before.state.servers:
+                if not key.startswith(f"{name}/"):
+                    assert after.state.servers[key] is before.state.servers[key]
+            for spec in before.state.services.values():
+                assert spec.pool == name or after.state.services[spec.name] is spec

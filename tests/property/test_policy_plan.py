@@ -162,3 +162,14 @@ def test_a_plan_is_the_same_every_time_and_can_be_told(before: ForwardingState, 
     assert todo == plan(after, before)
     assert len(set(map(repr, todo.ops))) == len(todo.ops)
     assert all(describe(op) and "\n" not in describe(op) for op in todo.ops)
+
+
+@given(states(), states(), states())
+@EXAMPLES
+def test_a_pair_that_is_known_to_agree_saves_looking_and_changes_no_plan(
+    known: ForwardingState, desired: ForwardingState, observed: ForwardingState
+) -> None:
+    pair = (known, replace(blind(known), servers=dict(known.servers)))
+    assert plan(desired, observed, pair) == plan(desired, observed)
+    assert plan(desired, pair[1], pair) == plan(desired, pair[1])
+    assert plan(known, observed, pair) == plan(known, observed)

@@ -103,8 +103,11 @@ class DataPlane(Protocol):
     def packets_of(self, way: Way) -> int:
         """How many packets have taken this way so far."""
 
-    async def observe(self) -> ObservedState:
-        """Read back what the data plane holds now."""
+    async def observe(self, *, thorough: bool = True) -> ObservedState:
+        """Read back what the data plane holds now.
+
+        Unless ``thorough``, what nothing was applied to since the last time may be taken to be as it was then.
+        """
 
     async def apply(self, plan: Plan) -> None:
         """Carry out a plan."""
@@ -115,8 +118,8 @@ class DataPlane(Protocol):
         Cheap, and asked more than once a second.
         """
 
-    async def counters(self) -> Counters:
-        """Read all counters."""
+    async def counters(self, *, brief: bool = False) -> Counters:
+        """Read all counters; ``brief``: totals of servers and services may be left out where nothing rests on them."""
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         """List established flows, at most ``limit`` at a time."""

@@ -9,14 +9,16 @@ packets before the old one lets go. A server lives in every plane that has a tab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from fairlead.dataplane.base import Counters, DataPlane, Explanation, FlowFilter
 from fairlead.errors import DataPlaneError
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
 from fairlead.model.service import Forwarding
+from fairlead.model.shared import Shared, differing, shared
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -40,11 +42,41 @@ from fairlead.model.vip import Vip
 from fairlead.policy.plan import describe
 
 PROXY, PACKETS = "proxy", "packets"
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def plane_of(forwarding: Forwarding) -> str:
     """Which plane carries a service."""
     return PROXY if forwarding is Forwarding.PROXY else PACKETS
+
+
+class _Draft(Generic[K, V]):
+    """What a plane held when it was last asked, and what it is about to be told since."""
+
+    def __init__(self) -> None:
+        self._held: Mapping[K, V] = {}
+        self._since: dict[K, V | None] = {}
+
+    def saw(self, held: Mapping[K, V]) -> None:
+        self._held, self._since = held, {}
+
+    def __contains__(self, key: object) -> bool:
+        # A table that is held may have no recipe, therefore values that are held are not looked at.
+        return self._since[key] is not None if key in self._since else key in self._held
+
+    def get(self, key: K) -> V | None:
+        return self._since[key] if key in self._since else self._held.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        self._since[key] = value
+
+    def drop(self, key: K) -> None:
+        self._since[key] = None
+
+    def values(self) -> Iterator[V]:
+        yield from (value for value in self._since.values() if value is not None)
+        yield from (value for key, value in self._held.items() if key not in self._since)
 
 
 @dataclass(slots=True)
@@ -54,36 +86,59 @@ class _Plane:
     plane: DataPlane
     ops: list[Op] = field(default_factory=list)
     last: list[Op] = field(default_factory=list)  # from the first on by which something leaves this plane
-    servers: dict[str, ServerSpec] = field(default_factory=dict)
-    tables: set[str] = field(default_factory=set)
-    services: dict[str, ServiceSpec] = field(default_factory=dict)
-    listeners: set[Listener] = field(default_factory=set)
+    seen: ForwardingState = field(default_factory=ForwardingState)
+    servers: _Draft[str, ServerSpec] = field(default_factory=_Draft)
+    tables: _Draft[str, object] = field(default_factory=_Draft)
+    services: _Draft[str, ServiceSpec] = field(default_factory=_Draft)
+    told: bool = True  # something since it was asked
+    opened: dict[Listener, bool] = field(default_factory=dict)  # since it was asked; False: closed
 
     def saw(self, state: ForwardingState) -> None:
         """It was asked what it holds."""
-        self.servers, self.tables = dict(state.servers), set(state.tables)
-        self.services, self.listeners = dict(state.services), set(state.listeners)
+        self.seen, self.opened, self.told = state, {}, False
+        self.servers.saw(state.servers)
+        self.tables.saw(state.tables)
+        self.services.saw(state.services)
+
+    @property
+    def listeners(self) -> frozenset[Listener]:
+        """What is open."""
+        opened = {it for it, is_open in self.opened.items() if is_open}
+        return (self.seen.listeners | opened) - (self.opened.keys() - opened) if self.opened else self.seen.listeners
+
+    def holds(self, op: DeleteServer | DeleteTable | DeleteService | CloseListener) -> bool:
+        """Whether it has what the Op takes away."""
+        match op:
+            case DeleteServer(key):
+                return key in self.servers
+            case DeleteTable(digest):
+                return digest in self.tables
+            case DeleteService(name):
+                return name in self.services
+            case CloseListener(listener):
+                return self.opened.get(listener, listener in self.seen.listeners)
 
     def give(self, op: Op) -> None:
         """Let it do this, too."""
         (self.last or self.ops).append(op)
+        self.told = True
         match op:
             case PutServer(spec):
-                self.servers[spec.key] = spec
+                self.servers.put(spec.key, spec)
             case DeleteServer(key):
-                self.servers.pop(key, None)
+                self.servers.drop(key)
             case PutTable(digest, _):
-                self.tables.add(digest)
+                self.tables.put(digest, True)
             case DeleteTable(digest):
-                self.tables.discard(digest)
+                self.tables.drop(digest)
             case PutService(spec):
-                self.services[spec.name] = spec
+                self.services.put(spec.name, spec)
             case DeleteService(name):
-                self.services.pop(name, None)
+                self.services.drop(name)
             case OpenListener(listener):
-                self.listeners.add(listener)
+                self.opened[listener] = True
             case CloseListener(listener):
-                self.listeners.discard(listener)
+                self.opened[listener] = False
 
 
 class CombinedDataPlane:
@@ -100,6 +155,9 @@ class CombinedDataPlane:
         self._tables: dict[str, TableSpec] = {}
         self._waiting_servers: set[str] = set()  # that no plane has
         self._waiting_tables: set[str] = set()
+        self._showed_servers: set[str] = set()  # those that waited when last asked
+        self._showed_tables: set[str] = set()
+        self._state = ForwardingState(Shared(), Shared(), Shared(), frozenset())  # as last shown
 
     def set_vips(self, vips: frozenset[Vip]) -> None:
         """Addresses that come and go."""
@@ -123,26 +181,50 @@ class CombinedDataPlane:
         for name in (PACKETS, PROXY):
             await self._planes[name].plane.start()
 
-    async def observe(self) -> ObservedState:
+    async def observe(self, *, thorough: bool = True) -> ObservedState:
         """Both together. What they disagree about is left out, so that it is put again."""
-        found = {name: await it.plane.observe() for name, it in self._planes.items()}
-        for name, it in self._planes.items():
-            it.saw(found[name])
+        before = {name: it.seen for name, it in self._planes.items()}
+        for it in self._planes.values():
+            if thorough or it.told:
+                it.saw(await it.plane.observe(thorough=thorough))
+        found = {name: it.seen for name, it in self._planes.items()}
         proxy, packets = found[PROXY], found[PACKETS]
-        self._waiting_servers -= proxy.servers.keys() | packets.servers.keys()
-        self._waiting_tables -= proxy.tables.keys() | packets.tables.keys()
-        servers = {key: self._servers[key] for key in self._waiting_servers} | {**proxy.servers, **packets.servers}
-        for key in proxy.servers.keys() & packets.servers.keys():
-            if proxy.servers[key] != packets.servers[key]:
-                del servers[key]
-        both = proxy.services.keys() & packets.services.keys()
-        services = {name: spec for name, spec in {**proxy.services, **packets.services}.items() if name not in both}
-        tables: Mapping[str, TableSpec | None] = {
-            **{digest: self._tables[digest] for digest in self._waiting_tables},
-            **proxy.tables,
-            **packets.tables,
-        }
-        return ForwardingState(servers, tables, services, proxy.listeners | packets.listeners)
+        waiting = {key for key in self._waiting_servers if key not in proxy.servers and key not in packets.servers}
+        servers = differing(before[PROXY].servers, proxy.servers) | differing(before[PACKETS].servers, packets.servers)
+        servers |= self._waiting_servers | self._showed_servers
+        self._waiting_servers, self._showed_servers = waiting, set(waiting)
+        unused = {it for it in self._waiting_tables if it not in proxy.tables and it not in packets.tables}
+        tables = differing(before[PROXY].tables, proxy.tables) | differing(before[PACKETS].tables, packets.tables)
+        tables |= self._waiting_tables | self._showed_tables
+        self._waiting_tables, self._showed_tables = unused, set(unused)
+        services = differing(before[PROXY].services, proxy.services)
+        services |= differing(before[PACKETS].services, packets.services)
+        last, listeners = self._state, self._state.listeners
+        if (proxy.listeners, packets.listeners) != (before[PROXY].listeners, before[PACKETS].listeners):
+            listeners = proxy.listeners | packets.listeners
+        self._state = ForwardingState(
+            _merged(last.servers, {key: self._server(key) for key in servers}),
+            _merged(last.tables, {digest: self._table(digest) for digest in tables}),
+            _merged(last.services, {name: self._service(name) for name in services}),
+            listeners,
+        )
+        return self._state
+
+    def _server(self, key: str) -> tuple[ServerSpec, ...]:
+        held = [it.seen.servers[key] for it in self._planes.values() if key in it.seen.servers]
+        if not held:
+            return (self._servers[key],) if key in self._waiting_servers else ()
+        return (held[0],) if all(it == held[0] for it in held) else ()
+
+    def _table(self, digest: str) -> tuple[TableSpec | None, ...]:
+        held = [it.seen.tables[digest] for it in self._planes.values() if digest in it.seen.tables]
+        if not held:
+            return (self._tables[digest],) if digest in self._waiting_tables else ()
+        return (held[-1],)
+
+    def _service(self, name: str) -> tuple[ServiceSpec, ...]:
+        held = [it.seen.services[name] for it in self._planes.values() if name in it.seen.services]
+        return (held[0],) if len(held) == 1 else ()
 
     async def apply(self, plan: Plan) -> None:
         """Carry out a plan: each plane its part, in order.
@@ -181,9 +263,7 @@ class CombinedDataPlane:
         Raises:
             DataPlaneError: An Op cannot be done; those before it are divided.
         """
-        user = {op.spec.table: plane_of(op.spec.forwarding) for op in plan.ops if isinstance(op, PutService)}
-        for name, it in self._planes.items():
-            user.update({spec.table: name for spec in it.services.values() if spec.table not in user})
+        user = self._users(plan)
         for op in plan.ops:
             match op:
                 case PutServer(spec):
@@ -194,7 +274,7 @@ class CombinedDataPlane:
                             raise DataPlaneError(f"{describe(op)}: table {digest} names it", op)
                     self._servers.pop(key, None)
                     self._waiting_servers.discard(key)
-                    self._to_holders(op, key, "servers")
+                    self._to_holders(op)
                 case PutTable(digest, table):
                     for member in table.members:
                         if self._known(member.key) is None:
@@ -207,7 +287,7 @@ class CombinedDataPlane:
                 case DeleteTable(digest):
                     self._tables.pop(digest, None)
                     self._waiting_tables.discard(digest)
-                    self._to_holders(op, digest, "tables")
+                    self._to_holders(op)
                 case PutService(spec):
                     target = plane_of(spec.forwarding)
                     it = self._planes[target]
@@ -217,18 +297,26 @@ class CombinedDataPlane:
                         self._give_table(it, spec.table)
                     it.give(op)
                     self._leave(spec.name, target)
-                case DeleteService(name):
-                    self._to_holders(op, name, "services")
+                case DeleteService():
+                    self._to_holders(op)
                 case OpenListener(listener):
                     target = PACKETS if listener.service in self._planes[PACKETS].services else PROXY
                     self._planes[target].give(op)
-                case CloseListener(listener):
-                    self._to_holders(op, listener, "listeners")
+                case CloseListener():
+                    self._to_holders(op)
 
-    def _to_holders(self, op: Op, what: object, where: str) -> None:
+    def _users(self, plan: Plan) -> dict[str | None, str]:
+        """By digest: which plane has, or will have, a service with the table."""
+        user = {op.spec.table: plane_of(op.spec.forwarding) for op in plan.ops if isinstance(op, PutService)}
+        if any(isinstance(op, PutTable) and op.digest not in user for op in plan.ops):
+            for name, it in self._planes.items():
+                user.update({spec.table: name for spec in it.services.values() if spec.table not in user})
+        return user
+
+    def _to_holders(self, op: DeleteServer | DeleteTable | DeleteService | CloseListener) -> None:
         """Give an Op to the planes that hold what it is about."""
         for it in self._planes.values():
-            if what in getattr(it, where):
+            if it.holds(op):
                 it.give(op)
 
     def _put_server(self, op: PutServer, spec: ServerSpec) -> None:
@@ -253,7 +341,7 @@ class CombinedDataPlane:
         """A server as it was put, or as another plane holds it."""
         if key in self._servers:
             return self._servers[key]
-        return next((it.servers[key] for it in self._planes.values() if key in it.servers), None)
+        return next((spec for it in self._planes.values() if (spec := it.servers.get(key)) is not None), None)
 
     def _leave(self, name: str, target: str) -> None:
         """A service that another plane holds goes there: its listeners open here first, then close there."""
@@ -264,17 +352,20 @@ class CombinedDataPlane:
             for held in listeners:
                 self._planes[target].give(OpenListener(held))
             it.last += [*(CloseListener(held) for held in listeners), DeleteService(name)]
-            del it.services[name]
-            it.listeners -= set(listeners)
+            it.services.drop(name)
+            it.opened.update(dict.fromkeys(listeners, False))
+            it.told = True
 
     def trouble(self) -> str | None:
         """Of either."""
         return next((why for it in self._planes.values() if (why := it.plane.trouble()) is not None), None)
 
-    async def counters(self) -> Counters:
+    async def counters(self, *, brief: bool = False) -> Counters:
         """Both together."""
-        proxy = await self._planes[PROXY].plane.counters()
-        packets = await self._planes[PACKETS].plane.counters()
+        proxy = await self._planes[PROXY].plane.counters(brief=brief)
+        packets = await self._planes[PACKETS].plane.counters(brief=brief)
+        if not proxy.services and not proxy.servers:  # 100,000 rows are not copied every second
+            return Counters(packets.servers, packets.services, proxy.workers, packets.packets)
         servers = dict(proxy.servers)
         for key, row in packets.servers.items():
             servers[key] = row + servers[key] if key in servers else row
@@ -313,6 +404,12 @@ class CombinedDataPlane:
         """Both go on."""
         for it in self._planes.values():
             await it.plane.detach()
+
+
+def _merged(last: Mapping[str, V], found: Mapping[str, tuple[V, ...]]) -> Shared[str, V]:
+    """``last`` with what was found under some names: one value, or none."""
+    puts = {name: values[0] for name, values in found.items() if values}
+    return shared(last).changed(puts, [name for name, values in found.items() if not values])
 
 
 def _translated(error: DataPlaneError, plan: Plan) -> DataPlaneError:

@@ -85,7 +85,7 @@ class MemoryDataPlane:
         """Begin; what was held before is still held, as with workers that outlive the agent."""
         self.running = True
 
-    async def observe(self) -> ObservedState:
+    async def observe(self, *, thorough: bool = True) -> ObservedState:  # noqa: ARG002 - it costs nothing
         """What it holds."""
         return self.state
 
@@ -109,7 +109,7 @@ class MemoryDataPlane:
                 raise DataPlaneError(str(error), op) from error
             self.applied.append(op)
 
-    async def counters(self) -> Counters:
+    async def counters(self, *, brief: bool = False) -> Counters:  # noqa: ARG002 - it costs nothing
         """``totals``."""
         return self.totals
 

@@ -136,7 +136,7 @@ class Agent:
         self._tasks.append(asyncio.create_task(self._reconciler.run(), name="reconciler"))
         self._ownership.allow()
         self._tasks.append(asyncio.create_task(self._ownership.run(), name="ownership"))
-        self._counters = await self._parts.dataplane.counters()
+        self._counters = await self._parts.dataplane.counters(brief=True)
         self._tasks.append(asyncio.create_task(self._housekeep(), name="housekeeping"))
         self._ready = True
         self._save()
@@ -233,7 +233,7 @@ class Agent:
     def _decide_anew(self) -> None:
         """Something that decisions rest on has changed: act on it, and remember it."""
         self._present.outdate()
-        self._reconciler.wake()
+        self._reconciler.wake(thorough=False)
         self._ownership.wake()
         if self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save)
@@ -297,7 +297,7 @@ class Agent:
             # Only after a pass that left nothing to do is it sure that no table names a departed server any more:
             # its figure of active flows can then only fall.
             settled = self._reconciler.convergence.converged and self._present.is_decided
-            self._counters = await self._parts.dataplane.counters()
+            self._counters = await self._parts.dataplane.counters(brief=True)
             self._outliers.look(self._counters.servers)
             took_s = self._parts.clock() - began
             runtime = self._present.runtime()
@@ -309,7 +309,7 @@ class Agent:
             if after.departures != runtime.departures:
                 self._present.take(after)
                 self._save()
-                self._reconciler.wake()
+                self._reconciler.wake(thorough=False)
 
     def _save(self) -> None:
         self._saving = None
@@ -429,14 +429,15 @@ class Agent:
             runtime = derive.set_admin(configuration, runtime, key, admin, now)
         if weight is not None:
             runtime = derive.set_weight(configuration, runtime, key, weight, now)
-        before = self._present.decide().servers.get(key)
-        after = derive.desired(configuration, runtime, now).servers[key]
+        decided = self._present.decide()
+        before, after = decided.servers.get(key), derive.desired(configuration, runtime, now, decided).servers[key]
         changes = server_changes(before, after)
         if not changes or dry_run:
             return ChangeResult(changes)
         self._present.take(runtime)
         self._save()
-        await self._probe(self._present.targets(), runtime.health)
+        if before is None or AdminState.MAINT in {before.admin, after.admin}:
+            await self._probe(self._present.targets(), runtime.health)
         self._parts.events.record("server_changed", key, "; ".join(changes))
         await self._reconcile()
         return ChangeResult(changes)
@@ -491,6 +492,6 @@ class Agent:
         return (*map(describe, todo.ops), *at_next_start(self._present.configuration, new))
 
     async def _reconcile(self) -> None:
-        convergence = await self._reconciler.reconcile()
+        convergence = await self._reconciler.reconcile(thorough=False)
         if convergence.error is not None:
             raise DataPlaneError(f"accepted, but not yet in force: {convergence.error}; the daemon keeps trying")

@@ -96,7 +96,7 @@ def _choice(state: ForwardingState, spec: ServiceSpec, question: FlowQuestion) -
 
 def _others(derived: Derived, pool: str, chosen: str | None) -> Iterator[ExplainStep]:
     """Why not another one."""
-    statuses = [it for it in derived.servers.values() if it.pool == pool and it.key != chosen]
+    statuses = [it for it in derived.ordered if it.pool == pool and it.key != chosen]
     for status in statuses[:MANY]:
         yield ExplainStep("not", f"{status.key}: {_why_not(status)}")
     if len(statuses) > MANY:
@@ -117,7 +117,8 @@ def _without(present: Present, spec: ServiceSpec, without: str, now: float) -> D
         raise NotFound(unknown("server", without, servers))
     if servers[without].pool != configuration.services[spec.name].pool:
         raise Conflict(f"{without} is no server of service {spec.name}")
-    return derive.desired(configuration, derive.set_admin(configuration, runtime, without, AdminState.DRAIN, now), now)
+    runtime = derive.set_admin(configuration, runtime, without, AdminState.DRAIN, now)
+    return derive.desired(configuration, runtime, now, present.decide())
 
 
 def _instead(

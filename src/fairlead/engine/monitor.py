@@ -12,9 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import count
-from types import MappingProxyType
 
 from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
+from fairlead.model.shared import Shared
 from fairlead.model.views import HealthView
 from fairlead.policy.health import Transition, step
 
@@ -92,7 +92,7 @@ class Monitor:
         self._on_result = on_result
         self._concurrency = concurrency
         self._entries: dict[ProbeTarget, _Entry] = {}
-        self._states: dict[ProbeTarget, HealthState] = {}
+        self._states: Shared[ProbeTarget, HealthState] = Shared()
         self._heap: list[tuple[float, int, _Entry]] = []
         self._numbers = count()  # targets due at one moment go in order of their turn
         self._unprobed: set[ProbeTarget] = set()
@@ -118,6 +118,7 @@ class Monitor:
             self._heap = [item for item in self._heap if not item[2].gone]
             heapify(self._heap)
         now, now_at = self._clock(), self._wall_clock()
+        fresh: dict[ProbeTarget, HealthState] = {}
         for target, pools in wanted.items():
             entry = self._entries.get(target)
             if entry is not None:
@@ -125,15 +126,16 @@ class Monitor:
                 continue
             entry = _Entry(target, pools, initial.get(target, HealthState()), now, now_at)
             self._entries[target] = entry
-            self._states[target] = entry.state
+            fresh[target] = entry.state
             self._unprobed.add(target)
             heappush(self._heap, (now, next(self._numbers), entry))
+        self._states = self._states.changed(fresh, left)
         self._note_checked()
         self._arm()
 
-    def states(self) -> Mapping[ProbeTarget, HealthState]:
-        """The state of every target, as a read-only view of what is now."""
-        return MappingProxyType(self._states)
+    def states(self) -> Shared[ProbeTarget, HealthState]:
+        """The state of every target now."""
+        return self._states
 
     def views(self) -> tuple[HealthView, ...]:
         """Every target for people."""
@@ -165,7 +167,6 @@ class Monitor:
     def _remove(self, target: ProbeTarget) -> None:
         entry = self._entries.pop(target)
         entry.gone = True
-        del self._states[target]
         self._unprobed.discard(target)
         if entry.task is not None:
             self._ending.add(entry.task)
@@ -222,7 +223,9 @@ class Monitor:
         if result.certificate_until is not None:
             entry.certificate_until = result.certificate_until
         state, transition = step(entry.state, result, rise=monitor.rise, fall=monitor.fall)
-        entry.state = self._states[target] = state
+        if state != entry.state:
+            entry.state = state
+            self._states = self._states.changed({target: state})
         heappush(self._heap, (entry.started + self._gap_s(entry), next(self._numbers), entry))
         self._under_way -= 1
         self._arm()

@@ -2,7 +2,7 @@
 """What holds now: the configuration in force, what happened since, and the decision that follows from both.
 
 Invariant: a decision is made again only when something it rests on has changed or its moment has come, because it
-costs time in proportion to the number of servers.
+costs time in proportion to the number of servers, and then only about the pools that it concerns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import HealthState, ProbeTarget, Verdict
+from fairlead.model.shared import Shared, differing, shared
 from fairlead.policy import derive
 from fairlead.policy.derive import Derived, Runtime
 
@@ -39,12 +40,13 @@ class Present:
         self._wall_clock = wall_clock
         self._runtime = Runtime()
         self._derived: Derived | None = None
-        self._since: dict[str, tuple[Verdict | None, float]] = {}
+        self._decided = False  # nothing has changed since
+        self._since: Shared[str, tuple[Verdict | None, float]] = Shared()
 
     @property
     def is_decided(self) -> bool:
         """Whether nothing has changed since the last decision."""
-        return self._derived is not None
+        return self._decided
 
     @property
     def since(self) -> Mapping[str, float]:
@@ -53,37 +55,48 @@ class Present:
 
     def runtime(self) -> Runtime:
         """What happened so far, with the monitor's verdicts of this moment."""
-        return replace(self._runtime, health={**self._runtime.health, **self._states()})
+        states, held = shared(self._states()), shared(self._runtime.health)
+        rest = held.without(states)  # of targets that the monitor does not have yet
+        if rest is not held:
+            self._runtime = replace(self._runtime, health=rest)
+        return replace(self._runtime, health=rest.under(states))
 
     def take(self, runtime: Runtime, configuration: Configuration | None = None) -> None:
         """Go over to another runtime, and configuration."""
         self._runtime = runtime
         self.configuration = configuration or self.configuration
-        self._derived = None
+        self._decided = False
 
     def outdate(self) -> None:
         """A verdict has changed."""
-        self._derived = None
+        self._decided = False
 
     def decide(self) -> Derived:
         """What should be now."""
         now = self._clock()
-        derived = self._derived
-        if derived is None or (derived.next_at is not None and now >= derived.next_at):
-            runtime = derive.noted(self.configuration, self.runtime(), now)
-            self._runtime = replace(self._runtime, resting=runtime.resting, rising=runtime.rising)
-            derived = self._derived = derive.desired(self.configuration, runtime, now)
-            self._note_verdicts(derived)
+        before = self._derived
+        if before is not None and self._decided and (before.next_at is None or now < before.next_at):
+            return before
+        runtime = self.runtime()
+        runtime = derive.noted(
+            self.configuration, runtime, now, derive.touched(before, self.configuration, runtime, now)
+        )
+        self._runtime = replace(self._runtime, resting=runtime.resting, rising=runtime.rising)
+        derived = self._derived = derive.desired(self.configuration, runtime, now, before)
+        self._decided = True
+        self._note_verdicts(before, derived)
         return derived
 
     def targets(self) -> Mapping[ProbeTarget, frozenset[str]]:
         """What is to be probed now."""
         return derive.targets(self.configuration, self._runtime)
 
-    def _note_verdicts(self, derived: Derived) -> None:
-        now_at = self._wall_clock()
-        known = self._since
-        self._since = {
-            key: known[key] if key in known and known[key][0] is status.health else (status.health, now_at)
-            for key, status in derived.servers.items()
-        }
+    def _note_verdicts(self, before: Derived | None, derived: Derived) -> None:
+        now_at, known = self._wall_clock(), self._since
+        keys = derived.servers.keys() if before is None else differing(before.servers, derived.servers)
+        changed: dict[str, tuple[Verdict | None, float]] = {}
+        for key in keys:
+            status = derived.servers.get(key)
+            if status is not None and (key not in known or known[key][0] is not status.health):
+                changed[key] = (status.health, now_at)
+        self._since = known.changed(changed, [key for key in keys if key not in derived.servers])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from fairlead.model.state import DesiredState, ObservedState, OpenListener, Plan
 from fairlead.policy.plan import describe, plan
 
 VERIFY_INTERVAL_S = 5.0  # F48: drift is repaired within 10 s
+CALM_S = 0.5
+POSTPONED_S = 2.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
 
@@ -55,29 +58,40 @@ class Reconciler:
         self._changed = asyncio.Event()
         self._pass_lock = asyncio.Lock()
         self._observed: ObservedState | None = None
+        self._known: tuple[DesiredState, ObservedState] | None = None  # a pair between which there was nothing to do
         self._error: str | None = None
         self._converged = False
         self._drift_repairs = 0
+        self._look = False
+        self._look_at = clock() + VERIFY_INTERVAL_S
+        self._applied_at = -math.inf
 
     @property
     def convergence(self) -> Convergence:
         """The outcome of the last pass."""
         return Convergence(self._converged, self._error, self._drift_repairs)
 
-    def wake(self) -> None:
-        """Something changed: reconcile soon."""
+    def wake(self, *, thorough: bool = True) -> None:
+        """Something changed: reconcile soon; ``thorough``: it may be the data plane itself."""
+        self._look = self._look or thorough
         self._changed.set()
 
     def preview(self, desired: DesiredState) -> Plan:
         """What reaching ``desired`` would take from what was last observed."""
         return plan(desired, self._observed or ObservedState())
 
-    async def reconcile(self) -> Convergence:
-        """One pass, now: apply what is missing, read back, compare."""
+    async def reconcile(self, *, thorough: bool = True) -> Convergence:
+        """One pass, now: apply what is missing, read back, compare.
+
+        Unless ``thorough``, what nothing was applied to is taken to be as it was when it was last looked at.
+        """
         async with self._pass_lock:
             self._changed.clear()
+            if thorough:
+                self._look = False
+                self._look_at = self._clock() + VERIFY_INTERVAL_S
             try:
-                await self._pass()
+                await self._pass(thorough=thorough)
             except DataPlaneError as error:
                 self._fail(str(error))
             return self.convergence
@@ -87,7 +101,7 @@ class Reconciler:
         retry_s = FIRST_RETRY_S
         while True:
             _, next_at = self._desired()
-            wait_s = VERIFY_INTERVAL_S
+            wait_s = max(0.0, self._due_at() - self._clock())
             if next_at is not None:
                 wait_s = min(wait_s, max(0.0, next_at - self._clock()))
             if self._error is not None:
@@ -98,24 +112,31 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
-            await self.reconcile()
+            await self.reconcile(thorough=self._look or self._error is not None or self._clock() >= self._due_at())
 
-    async def _pass(self) -> None:
+    def _due_at(self) -> float:
+        """When everything is looked at again: while changes are being made a little later, for it takes time."""
+        return max(self._look_at, min(self._applied_at + CALM_S, self._look_at + POSTPONED_S))
+
+    async def _pass(self, *, thorough: bool) -> None:
         expected = self._observed
-        observed = await self._dataplane.observe()
+        observed = await self._dataplane.observe(thorough=thorough)
         if expected is not None and (drift := plan(expected, observed)):
             self._drift_repairs += 1
             self._events.record(
                 "drift", "data plane", f"differs from what was applied: {_summary(drift)}", level="warning"
             )
         desired, _ = self._desired()
-        todo = plan(desired, observed)
+        todo = plan(desired, observed, self._known)
         failures: list[str] = []
         if todo:
+            self._applied_at = self._clock()
             failures = await self._apply(todo)
-            observed = await self._dataplane.observe()
-        left = plan(desired, observed)
+            observed = await self._dataplane.observe(thorough=False)
+        left = plan(desired, observed, self._known) if todo else todo
         self._observed = observed
+        if not left:
+            self._known = (desired, observed)
         if failures or left:
             self._fail("; ".join(failures) or f"read back after applying, still to do: {_summary(left)}")
             return

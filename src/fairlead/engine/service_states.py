@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fairlead.engine.events import Events
 from fairlead.model.configuration import Configuration
+from fairlead.model.shared import differing
 from fairlead.model.state import ServiceMode
 from fairlead.policy.derive import Derived, ServiceStatus
 
@@ -16,12 +19,13 @@ class ServiceStates:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._told: dict[str, str] = {}
+        self._told: Mapping[str, ServiceStatus] = {}
 
     def look(self, configuration: Configuration, derived: Derived) -> None:
         """Tell what has changed; a service that is up from the beginning is not news."""
-        for name, status in derived.services.items():
-            if status.state != self._told.get(name, "up"):
+        for name in sorted(differing(self._told, derived.services)):
+            status, told = derived.services.get(name), self._told.get(name)
+            if status is not None and status.state != (told.state if told is not None else "up"):
                 pool = configuration.pools[configuration.services[name].pool]
                 self._events.record(
                     f"service_{status.state}",
@@ -29,7 +33,7 @@ class ServiceStates:
                     f"live weight {status.live_weight}, quorum {pool.quorum}: {_new_flows(status, pool.quorum)}",
                     level="info" if status.state == "up" else "warning",
                 )
-        self._told = {name: status.state for name, status in derived.services.items()}
+        self._told = derived.services
 
 
 def _new_flows(status: ServiceStatus, quorum: int) -> str:

@@ -63,9 +63,9 @@ def server_views(
     """Every server, in the order of the configuration, departed ones last; ``ejections`` are totals by key."""
     return tuple(
         server_view(
-            status, counters.servers.get(key, NOTHING_COUNTED), since.get(key, 0.0), to_wall, ejections.get(key, 0)
+            it, counters.servers.get(it.key, NOTHING_COUNTED), since.get(it.key, 0.0), to_wall, ejections.get(it.key, 0)
         )
-        for key, status in derived.servers.items()
+        for it in derived.ordered
     )
 
 

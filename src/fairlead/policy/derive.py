@@ -11,23 +11,27 @@ Invariants:
 - A named server that changes its address keeps its key: established flows stay where they are and end by
   themselves, new flows go to the new address. One that changes only its name keeps its flows, too.
 - A service that is removed leaves its flows to end by themselves while its pool stays.
+- A pool and the services that use it are decided about together and apart from all others; so what did not change is
+  taken from the decision before, as the same objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import AgentAdvice, Verdict
+from fairlead.model.health import AgentAdvice, ProbeTarget, Verdict
 from fairlead.model.net import Endpoint, Protocol
-from fairlead.model.pool import AdminState
+from fairlead.model.pool import AdminState, Pool, server_key
 from fairlead.model.reasons import DownReason, IdleReason, ShareReason
 from fairlead.model.service import Forwarding, VirtualService
-from fairlead.model.state import DesiredState, ForwardingState, Listener, ServiceMode, ServiceSpec
+from fairlead.model.shared import Shared, differing, shared
+from fairlead.model.state import ForwardingState, Listener, ServiceMode, ServiceSpec, TableSpec
 from fairlead.policy import tables
 from fairlead.policy.access import allowed_ranges
 from fairlead.policy.flowhash import service_seed
+from fairlead.policy.health import target_key
 from fairlead.policy.members import Choice, Member, choose, departed, standing, unpinned, usable
 from fairlead.policy.rising import FULL, next_step_at
 from fairlead.policy.runtime import (
@@ -62,6 +66,7 @@ __all__ = [
     "set_weight",
     "settle",
     "targets",
+    "touched",
     "transition",
 ]
 
@@ -111,60 +116,196 @@ class ServiceStatus:
     live_weight: int
 
 
+class Basis:
+    """What a decision rests on.
+
+    Attributes:
+        configuration: The one in force.
+        runtime: What happened.
+        services: By pool.
+        datagrams: Names of the pools with a UDP service.
+    """
+
+    def __init__(self, configuration: Configuration, runtime: Runtime, former: Basis | None = None) -> None:
+        self.configuration = configuration
+        self.runtime = runtime
+        self.services: dict[str, list[VirtualService]]
+        self.datagrams: set[str]
+        self._users: dict[ProbeTarget, set[str]]
+        if former is not None and former.configuration is configuration:
+            self.services, self.datagrams, self._users = former.services, former.datagrams, former._users  # noqa: SLF001
+            return
+        self.services = {name: [] for name in configuration.pools}
+        for service in configuration.services.values():
+            self.services[service.pool].append(service)
+        self.datagrams = {it.pool for it in configuration.services.values() if it.protocol is Protocol.UDP}
+        self._users = {}
+
+    def users(self, target: ProbeTarget) -> Collection[str]:
+        """Names of the pools that a target is probed for."""
+        if not self._users:
+            for _, pool, server in keyed_servers(self.configuration):
+                for monitor in pool.probes:
+                    self._users.setdefault(target_key(server, monitor), set()).add(pool.name)
+        return self._users.get(target, ())
+
+
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A decision; ``next_at`` is the monotonic moment at which it changes by itself, or None."""
+    """A decision; ``next_at`` is the monotonic moment at which it changes by itself, or None.
+
+    ``moments`` has it for each pool that changes by itself; ``basis`` is what the decision rests on.
+    """
 
     state: ForwardingState
     next_at: float | None
     servers: Mapping[str, ServerStatus]
     services: Mapping[str, ServiceStatus]
+    moments: Mapping[str, float]
+    basis: Basis = field(compare=False)
+
+    @property
+    def ordered(self) -> Iterator[ServerStatus]:
+        """Every server in the order of the configuration, departed ones last."""
+        for key, _, _ in keyed_servers(self.basis.configuration):
+            yield self.servers[key]
+        for key in self.basis.runtime.departures:
+            yield self.servers[key]
 
 
-def desired(configuration: Configuration, runtime: Runtime, now: float) -> Derived:
-    """Decide what a data plane should hold at ``now`` (monotonic seconds)."""
-    pools: dict[str, list[Member]] = {name: [] for name in configuration.pools}
-    datagrams = {it.pool for it in configuration.services.values() if it.protocol is Protocol.UDP}
-    for key, pool, server in keyed_servers(configuration):
-        member = standing(runtime, now, key, pool, server)
-        pools[pool.name].append(unpinned(member) if pool.name in datagrams else member)
-    leaving = [departed(configuration, runtime, now, key, it) for key, it in runtime.departures.items()]
-    members = [member for pool in pools.values() for member in pool] + leaving
-    services = configuration.services.values()
-    choices = {
-        service.name: choose(pools[service.pool], configuration.pools[service.pool].quorum, service.when_all_down)
-        for service in services
-    }
-    busy = _busy(pools.values(), choices.values())
+def desired(configuration: Configuration, runtime: Runtime, now: float, before: Derived | None = None) -> Derived:
+    """Decide what a data plane should hold at ``now`` (monotonic seconds).
+
+    A decision ``before`` saves work, for what did not change since is taken from it; the outcome is the same.
+    """
+    basis = Basis(configuration, runtime, before.basis if before else None)
+    names = touched(before, configuration, runtime, now)
+    if before is None or names is None:
+        before, names = _undecided(basis), basis.services.keys() | {it.pool for it in runtime.departures.values()}
+    elif not names:
+        return replace(before, basis=basis)
+    leaving: dict[str, list[Member]] = {}
+    for key, it in runtime.departures.items():
+        if it.pool in names:
+            leaving.setdefault(it.pool, []).append(departed(configuration, runtime, now, key, it))
+    parts = [_part(basis, now, name, leaving.get(name, [])) for name in names]
+    gone = {key for key, it in before.basis.runtime.departures.items() if it.pool in names}
+    moments = {name: moment for name, moment in before.moments.items() if name not in names}
+    moments.update((it.pool, it.next_at) for it in parts if it.next_at is not None)
+    return _joined(before, basis, parts, gone, moments)
+
+
+def touched(
+    before: Derived | None, configuration: Configuration, runtime: Runtime, now: float
+) -> Collection[str] | None:
+    """Names of the pools about which is to be decided anew since ``before``; None: all."""
+    if before is None or before.basis.configuration is not configuration:
+        return None
+    basis, found = before.basis, {name for name, moment in before.moments.items() if moment <= now}
+    was = basis.runtime
+    keys = differing(was.overrides, runtime.overrides) | differing(was.drain_since, runtime.drain_since)
+    keys |= differing(was.rising, runtime.rising) | differing(was.ejections, runtime.ejections)
+    if was.resting is not runtime.resting:
+        keys |= was.resting ^ runtime.resting
+    found.update(key.partition("/")[0] for key in keys)
+    for key in differing(was.departures, runtime.departures):
+        found.update(it.pool for it in (was.departures.get(key), runtime.departures.get(key)) if it is not None)
+    for target in differing(was.health, runtime.health) | differing(was.advice, runtime.advice):
+        found.update(basis.users(target))
+    return found
+
+
+def _undecided(basis: Basis) -> Derived:
+    """Nothing but the listeners, which services have whatever happens."""
+    services = basis.configuration.services.values()
+    listeners = frozenset(Listener(it.name, it.protocol, listen) for it in services for listen in it.listen)
+    state = ForwardingState(Shared(), Shared(), Shared(), listeners)
+    return Derived(state, None, Shared(), Shared(), {}, Basis(basis.configuration, Runtime(), basis))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is decided about one pool, and the services that use it."""
+
+    pool: str
+    members: Sequence[Member]
+    tables: Mapping[str, TableSpec]
+    specs: Sequence[ServiceSpec]
+    servers: Sequence[ServerStatus]
+    services: Sequence[ServiceStatus]
+    next_at: float | None
+
+
+_REMOVED = Pool("", ())
+
+
+def _part(basis: Basis, now: float, name: str, leaving: Sequence[Member]) -> _Part:
+    pool, services = basis.configuration.pools.get(name, _REMOVED), basis.services.get(name, [])
+    present = [standing(basis.runtime, now, server_key(name, it.name), pool, it) for it in pool.servers]
+    if name in basis.datagrams:
+        present = [unpinned(member) for member in present]
+    choices = [choose(present, pool.quorum, service.when_all_down) for service in services]
+    busy = _busy(present, choices)
+    members = [*present, *leaving]
     moments = [moment for member in members for moment in _moments(member)]
-    moments += [next_step_at(configuration.pools[it.pool].slow_start_s, now) for it in members if it.rises]
-    return Derived(
-        _state(configuration, members, choices),
+    if pool.slow_start_s and any(member.rises for member in members):
+        moments.append(next_step_at(pool.slow_start_s, now))
+    recipes: dict[str, TableSpec] = {}
+    return _Part(
+        name,
+        members,
+        recipes,
+        [
+            _spec(basis.configuration, service, choice, recipes)
+            for service, choice in zip(services, choices, strict=True)
+        ],
+        [_server_status(member, busy=member.key in busy) for member in members],
+        [_service_status(choice, present, service) for service, choice in zip(services, choices, strict=True)],
         min((moment for moment in moments if moment > now), default=None),
-        {member.key: _server_status(member, busy=member.key in busy) for member in members},
-        {service.name: _service_status(choices[service.name], pools[service.pool], service) for service in services},
     )
 
 
-def _state(configuration: Configuration, members: Iterable[Member], choices: Mapping[str, Choice]) -> DesiredState:
-    recipes = {}
-    specs = {}
-    listeners: set[Listener] = set()
-    shared = tables.packet_seed(configuration.hash_seed)
-    for service in configuration.services.values():
-        choice = choices[service.name]
-        seed = service_seed(service.listen[0], configuration.hash_seed)
-        digest = None
-        if choice.mode is ServiceMode.FORWARD:
-            if service.forwarding is Forwarding.PROXY:
-                recipe = tables.recipe(service.scheduler, seed, choice)
-            else:
-                recipe = tables.packet_recipe(service.scheduler, shared, choice)
-            digest = tables.digest(recipe)
-            recipes[digest] = recipe
-        specs[service.name] = _service_spec(service, choice.mode, digest, seed)
-        listeners.update(Listener(service.name, service.protocol, listen) for listen in service.listen)
-    return DesiredState({member.key: member.spec for member in members}, recipes, specs, frozenset(listeners))
+def _joined(
+    before: Derived, basis: Basis, parts: Sequence[_Part], gone: Iterable[str], moments: Mapping[str, float]
+) -> Derived:
+    """The decision of before with these parts of it made anew."""
+    state = before.state
+    members = {member.key: member.spec for part in parts for member in part.members}
+    recipes: dict[str, TableSpec | None] = {digest: it for part in parts for digest, it in part.tables.items()}
+    specs = {it.name: it for part in parts for it in part.specs}
+    # A digest is made of the keys of servers, therefore no two pools have a table in common.
+    former = [held.table for name in specs if (held := state.services.get(name)) is not None and held.table is not None]
+    servers = {it.key: it for part in parts for it in part.servers}
+    services = {it.name: it for part in parts for it in part.services}
+    return Derived(
+        ForwardingState(
+            shared(state.servers).changed(members, gone),
+            shared(state.tables).changed(recipes, former),
+            shared(state.services).changed(specs),
+            state.listeners,
+        ),
+        min(moments.values(), default=None),
+        shared(before.servers).changed(servers, gone),
+        shared(before.services).changed(services),
+        moments,
+        basis,
+    )
+
+
+def _spec(
+    configuration: Configuration, service: VirtualService, choice: Choice, recipes: dict[str, TableSpec]
+) -> ServiceSpec:
+    """What the data plane is told of a service; its table is added to ``recipes``."""
+    seed = service_seed(service.listen[0], configuration.hash_seed)
+    digest = None
+    if choice.mode is ServiceMode.FORWARD:
+        if service.forwarding is Forwarding.PROXY:
+            recipe = tables.recipe(service.scheduler, seed, choice)
+        else:
+            recipe = tables.packet_recipe(service.scheduler, tables.packet_seed(configuration.hash_seed), choice)
+        digest = tables.digest(recipe)
+        recipes[digest] = recipe
+    return _service_spec(service, choice.mode, digest, seed)
 
 
 def _service_spec(service: VirtualService, mode: ServiceMode, digest: str | None, seed: bytes) -> ServiceSpec:
@@ -202,9 +343,9 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds else 0
 
 
-def _busy(pools: Iterable[Sequence[Member]], choices: Iterable[Choice]) -> frozenset[str]:
+def _busy(pool: Sequence[Member], choices: Iterable[Choice]) -> frozenset[str]:
     """Keys of servers that weigh something: in use by a service, or ready to be once the pool has its quorum."""
-    ready = {member.key for pool in pools for member in usable(pool)}
+    ready = {member.key for member in usable(pool)}
     return frozenset(ready | {member.key for choice in choices for member in choice.live})
 
 

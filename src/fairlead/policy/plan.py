@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from fairlead.errors import ContractViolation
+from fairlead.model.shared import differing
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -38,6 +39,7 @@ from fairlead.model.state import (
 
 T = TypeVar("T")
 
+_NOTHING = ForwardingState()
 _FATES = {
     FlowTreatment.KEEP: "",
     FlowTreatment.RESET: ", resetting its flows",
@@ -45,24 +47,58 @@ _FATES = {
 }
 
 
-def plan(desired: DesiredState, observed: ObservedState) -> Plan:
+def plan(
+    desired: DesiredState, observed: ObservedState, known: tuple[DesiredState, ObservedState] | None = None
+) -> Plan:
     """The Ops that lead from ``observed`` to ``desired``; empty when nothing has to change.
 
     Tables are compared by digest alone, because a data plane may not be able to read recipes back.
+
+    Args:
+        desired: What should be held.
+        observed: What is held.
+        known: An earlier pair between which there was nothing to do: only what differs from it is looked at.
     """
-    changed = [spec for key, spec in sorted(desired.servers.items()) if observed.servers.get(key) != spec]
-    used = _live_keys(desired)
-    early = [spec for spec in changed if spec.key in used or spec.key not in observed.servers]
-    late = [spec for spec in changed if not (spec.key in used or spec.key not in observed.servers)]
-    ops: list[Op] = [PutServer(spec) for spec in early]
-    ops += (PutTable(digest, _recipe(desired, digest)) for digest in sorted(desired.tables.keys() - observed.tables))
-    ops += (PutService(spec) for name, spec in sorted(desired.services.items()) if observed.services.get(name) != spec)
-    ops += _listener_ops(desired.listeners - observed.listeners, observed.listeners - desired.listeners)
-    ops += (DeleteService(name) for name in sorted(observed.services.keys() - desired.services))
+    one, other = known or (_NOTHING, _NOTHING)
+    servers = _unlike(desired.servers, observed.servers, one.servers, other.servers)
+    services = _unlike(desired.services, observed.services, one.services, other.services)
+    tables = _moved(desired.tables, observed.tables, one.tables, other.tables)
+    changed = [desired.servers[key] for key in sorted(servers) if key in desired.servers]
+    changing = frozenset(spec.key for spec in changed if spec.key in observed.servers)
+    late_keys = changing - _live_among(desired, changing)
+    late = [spec for spec in changed if spec.key in late_keys]
+    ops: list[Op] = [PutServer(spec) for spec in changed if spec.key not in late_keys]
+    ops += (
+        PutTable(it, _recipe(desired, it))
+        for it in sorted(tables)
+        if it in desired.tables and it not in observed.tables
+    )
+    ops += (PutService(desired.services[name]) for name in sorted(services) if name in desired.services)
+    if desired.listeners is not observed.listeners and (
+        known is None or (desired.listeners, observed.listeners) != (known[0].listeners, known[1].listeners)
+    ):
+        ops += _listener_ops(desired.listeners - observed.listeners, observed.listeners - desired.listeners)
+    ops += (DeleteService(name) for name in sorted(services) if name not in desired.services)
     ops += (PutServer(spec) for spec in late)
-    ops += (DeleteTable(digest) for digest in sorted(observed.tables.keys() - desired.tables))
-    ops += (DeleteServer(key) for key in sorted(observed.servers.keys() - desired.servers))
+    ops += (DeleteTable(it) for it in sorted(tables) if it in observed.tables and it not in desired.tables)
+    ops += (DeleteServer(key) for key in sorted(servers) if key not in desired.servers)
     return Plan(tuple(ops))
+
+
+def _moved(
+    desired: Mapping[str, T], observed: Mapping[str, T], one: Mapping[str, T], other: Mapping[str, T]
+) -> set[str]:
+    """Names that may not stand for the same on both sides; ``one`` and ``other`` are known to be alike."""
+    if not one:
+        return differing(desired, observed)
+    return differing(desired, one) | differing(observed, other)
+
+
+def _unlike(
+    desired: Mapping[str, T], observed: Mapping[str, T], one: Mapping[str, T], other: Mapping[str, T]
+) -> set[str]:
+    """Names that do not stand for the same on both sides."""
+    return {name for name in _moved(desired, observed, one, other) if desired.get(name) != observed.get(name)}
 
 
 def describe(op: Op) -> str:
@@ -152,8 +188,12 @@ def _listener_order(listener: Listener) -> tuple[str, str, int, int, int, int]:
     return (listener.service, listener.protocol, listen.address.version, int(listen.address), listen.first, listen.last)
 
 
-def _live_keys(state: DesiredState) -> frozenset[str]:
-    return frozenset().union(*(table.live for table in state.tables.values() if table is not None))
+def _live_among(state: DesiredState, keys: frozenset[str]) -> frozenset[str]:
+    """Those of the keys by which tables name servers that take new flows."""
+    if not keys:
+        return keys
+    found = (table.live & keys for table in state.tables.values() if table and not keys.isdisjoint(table.live))
+    return frozenset().union(*found)
 
 
 def _member_keys(table: TableSpec) -> frozenset[str]:

@@ -9,13 +9,14 @@ Times are monotonic seconds.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.errors import ContractViolation, NotFound
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import AgentAdvice, AgentReport, HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer, server_key
+from fairlead.model.shared import shared
 from fairlead.model.state import ServerSpec
 from fairlead.policy.health import combine, target_key
 from fairlead.policy.rising import note
@@ -108,7 +109,7 @@ def heard(runtime: Runtime, target: ProbeTarget, report: AgentReport) -> Runtime
         before.max_connections if report.max_connections is None else report.max_connections,
         report.reason,
     )
-    return runtime if after == before else replace(runtime, advice={**runtime.advice, target: after})
+    return runtime if after == before else replace(runtime, advice=shared(runtime.advice).changed({target: after}))
 
 
 def willing(advice: AgentAdvice | None) -> bool:
@@ -168,10 +169,13 @@ def set_admin(configuration: Configuration, runtime: Runtime, key: str, state: A
     Raises:
         NotFound: No server has this key.
     """
-    server = _find(configuration, key)
+    pool, server = _find(configuration, key)
     wanted = _override(runtime, key, server)
     wanted = replace(wanted, state=state if state is not server.state else None)
-    return _settled(configuration, _with_override(runtime, key, wanted), now)
+    after = _with_override(runtime, key, wanted)
+    if pool.probes and AdminState.MAINT in {state, admin_state(runtime, key, server)}:
+        return _settled(configuration, after, now)  # it is probed from now on, or no longer
+    return _settled_server(configuration, after, key, server, now)
 
 
 def set_weight(configuration: Configuration, runtime: Runtime, key: str, weight: int, now: float) -> Runtime:
@@ -182,10 +186,10 @@ def set_weight(configuration: Configuration, runtime: Runtime, key: str, weight:
     """
     if weight < 0:
         raise ContractViolation(f"weight {weight} of {key} is below 0; who asks for it must refuse it")
-    server = _find(configuration, key)
+    _, server = _find(configuration, key)
     wanted = _override(runtime, key, server)
     wanted = replace(wanted, weight=weight if weight != server.weight else None)
-    return _settled(configuration, _with_override(runtime, key, wanted), now)
+    return _settled_server(configuration, _with_override(runtime, key, wanted), key, server, now)
 
 
 def transition(old: Configuration, new: Configuration, runtime: Runtime, now: float) -> Runtime:
@@ -226,12 +230,24 @@ def settle(configuration: Configuration, runtime: Runtime, now: float, idle: fro
     return _settled(configuration, replace(runtime, departures=departures), now)
 
 
-def noted(configuration: Configuration, runtime: Runtime, now: float) -> Runtime:
-    """What follows from verdicts that have changed: who rests, and who comes up slowly."""
-    if not any(pool.slow_start_s for pool in configuration.pools.values()):
-        return replace(runtime, resting=frozenset(), rising={}) if runtime.resting or runtime.rising else runtime
-    seen = ((key, pool, _able(runtime, now, key, pool, server)) for key, pool, server in keyed_servers(configuration))
+def noted(configuration: Configuration, runtime: Runtime, now: float, pools: Collection[str] | None = None) -> Runtime:
+    """What follows from verdicts that have changed: who rests, and who comes up slowly.
+
+    Only these ``pools`` are looked at; None: all.
+    """
+    names = configuration.pools.keys() if pools is None else pools
+    slow = [pool for name in names if (pool := configuration.pools.get(name)) is not None and pool.slow_start_s]
+    if not slow and (pools is not None or not (runtime.resting or runtime.rising)):
+        return runtime
+    keyed = [(server_key(pool.name, server.name), pool, server) for pool in slow for server in pool.servers]
+    seen = ((key, pool, _able(runtime, now, key, pool, server)) for key, pool, server in keyed)
     resting, rising = note(seen, runtime.resting, runtime.rising, now)
+    if pools is not None:
+        keys = {key for key, _, _ in keyed}
+        resting |= runtime.resting - keys
+        rising = {**{key: since for key, since in runtime.rising.items() if key not in keys}, **rising}
+    if (resting, rising) == (runtime.resting, runtime.rising):
+        return runtime
     return replace(runtime, resting=resting, rising=rising)
 
 
@@ -265,9 +281,9 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
         for key, _, server in keyed_servers(configuration)
         if drains(admin_state(runtime, key, server), present_weight(runtime, key, server))
     }
-    probed = targets(configuration, runtime)
-    advice = {target: said for target, said in runtime.advice.items() if target in probed}
-    health = {target: state for target, state in runtime.health.items() if target in probed}
+    probed = targets(configuration, runtime) if runtime.advice or runtime.health else {}
+    advice = shared(runtime.advice).changed({}, [target for target in runtime.advice if target not in probed])
+    health = shared(runtime.health).changed({}, [target for target in runtime.health if target not in probed])
     ejections = {
         key: ejection
         for key, pool, _ in (keyed_servers(configuration) if runtime.ejections else ())
@@ -275,6 +291,18 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
     }
     runtime = replace(runtime, drain_since=drain_since, health=health, ejections=ejections, advice=advice)
     return noted(configuration, runtime, now)
+
+
+def _settled_server(
+    configuration: Configuration, runtime: Runtime, key: str, server: RealServer, now: float
+) -> Runtime:
+    """Likewise, after a wish about one server that leaves what is probed as it is."""
+    drain_since = dict(runtime.drain_since)
+    if drains(admin_state(runtime, key, server), present_weight(runtime, key, server)):
+        drain_since.setdefault(key, now)
+    else:
+        drain_since.pop(key, None)
+    return noted(configuration, replace(runtime, drain_since=drain_since), now, (key.partition("/")[0],))
 
 
 def _able(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> bool | None:
@@ -346,10 +374,14 @@ def _with_override(runtime: Runtime, key: str, override: Override) -> Runtime:
     return replace(runtime, overrides={**others, key: override} if override.is_set else others)
 
 
-def _find(configuration: Configuration, key: str) -> RealServer:
-    servers = {name: server for name, _, server in keyed_servers(configuration)}
-    if key in servers:
-        return servers[key]
-    near = difflib.get_close_matches(key, servers, n=3)
+def _find(configuration: Configuration, key: str) -> tuple[Pool, RealServer]:
+    pool_name, _, name = key.partition("/")
+    pool = configuration.pools.get(pool_name)
+    if pool is not None:
+        for server in pool.servers:
+            if server.name == name:
+                return pool, server
+    keys = [it for it, _, _ in keyed_servers(configuration)]
+    near = difflib.get_close_matches(key, keys, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`fairlead show servers` lists all"
     raise NotFound(f"no server {key}; {hint}")

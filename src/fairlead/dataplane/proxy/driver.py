@@ -143,7 +143,7 @@ class ProxyDataPlane:
             await asyncio.gather(*(worker.quit(QUIT_WAIT_S) for worker in started))
             raise DataPlaneError(str(error)) from error
 
-    async def observe(self) -> ObservedState:
+    async def observe(self, *, thorough: bool = True) -> ObservedState:  # noqa: ARG002 - workers answer fast
         """What all workers hold; what some of them hold beyond that, and nobody asked for again, is removed.
 
         Raises:
@@ -178,7 +178,7 @@ class ProxyDataPlane:
             self._routes.follow(self._registry)
             await self._retire_old()
 
-    async def counters(self) -> Counters:
+    async def counters(self, *, brief: bool = False) -> Counters:  # noqa: ARG002 - all are read alike
         """All counters, without a round trip to any worker."""
         memory = self._need_memory()
         return Counters(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress, count
 from pathlib import Path
 
 from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject
@@ -90,12 +91,18 @@ def hertz() -> int:
     return round(1 / time.clock_getres(6))
 
 
+def _any_set(view: memoryview) -> bool:
+    """Whether a byte of it is not 0."""
+    raw = view.tobytes()
+    return raw.count(0) < len(raw)
+
+
 def _numbers(memory: object) -> dict[int, int]:
     view = memoryview(memory)  # type: ignore[arg-type]
     try:
         numbers = view.cast("I")
-        found = {index: number for index, number in enumerate(numbers.tolist()) if number}
+        every = numbers.tolist() if _any_set(view) else []
         numbers.release()
-        return found
+        return dict(zip(compress(count(), every), filter(None, every), strict=True))
     finally:
         view.release()

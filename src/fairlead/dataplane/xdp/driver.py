@@ -10,24 +10,25 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
-from fairlead.dataplane.base import Counters, Explanation, FlowFilter, ServerCounters, ServiceCounters
+from fairlead.dataplane.base import Counters, Explanation, FlowFilter
 from fairlead.dataplane.xdp import abi, adoption, flows, records
 from fairlead.dataplane.xdp.explain import Explainer
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
-from fairlead.dataplane.xdp.libbpf import possible_cpus
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
+from fairlead.model.shared import Shared, shared
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
@@ -49,9 +50,13 @@ from fairlead.model.xdp import XdpSettings
 from fairlead.policy.plan import describe
 
 SMALL = 64  # Ops
+SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
 RELEASE_S = 5.0
 T = TypeVar("T")
+_OF_SERVERS = PutServer | DeleteServer
+_OF_TABLES = PutTable | DeleteTable
+_OF_SERVICES = PutService | DeleteService
 Slots = Callable[[TableSpec], "array[int]"]
 
 
@@ -85,8 +90,8 @@ class XdpDataPlane:
         self._ways = Ways(programs.ways, self._host, on_event)
         self._ways_at = 0.0
         self._specs: dict[str, TableSpec] = {}
-        self._version = 0
-        self._seen: tuple[int, ForwardingState] = (-1, ForwardingState())
+        self._written = _nothing()  # what the holdings were when last looked at
+        self._touched: list[Op] = []  # since then
         self._damaged: set[object] = set()  # nouns that the kernel does not hold as they were written
         self._trouble: str | None = None
         self._scan_at = 0.0
@@ -126,15 +131,24 @@ class XdpDataPlane:
         if self._in.adopt():
             adoption.adopt(self._in, self._clock)
             self._damaged = adoption.damage(self._in)
+            held = self._held
+            self._written = ForwardingState(
+                Shared({key: it.spec for key, it in held.servers.items()}),
+                Shared({digest: self._specs.get(digest) for digest in held.tables}),
+                Shared({name: it.spec for name, it in held.services.items()}),
+                frozenset(held.listeners),
+            )
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held."""
         return not self._in.running
 
-    async def observe(self) -> ObservedState:
+    async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What the maps hold; what differs from what was written is left out, so that it is written again."""
         async with self._lock:
+            if not thorough:  # what was written is known, and no reason to go to a thread
+                return self._without_damage()
             return await self._thread(self._observe)
 
     def _observe(self) -> ObservedState:
@@ -148,20 +162,43 @@ class XdpDataPlane:
             if self._clock() >= self._scan_at:
                 self._look_around()
                 self._scan_at = self._clock() + SCAN_S
-        gone = self._damaged
-        if self._seen[0] == self._version and not gone and self._in.unattached is None:
-            return self._seen[1]
+        return self._without_damage()
+
+    def _without_damage(self) -> ObservedState:
+        held, state, gone = self._held, self._present(), self._damaged
         if self._in.unattached is not None:
             gone = gone | held.listeners.keys()
-        state = ForwardingState(
-            {key: it.spec for key, it in held.servers.items() if key not in gone},
-            {digest: self._specs.get(digest) for digest in held.tables if digest not in gone},
-            {name: it.spec for name, it in held.services.items() if ("service", name) not in gone},
-            frozenset(it for it in held.listeners if it not in gone) if gone else frozenset(held.listeners),
-        )
         if not gone:
-            self._seen = (self._version, state)
-        return state
+            return state
+        return ForwardingState(
+            shared(state.servers).changed({}, [key for key in held.servers if key in gone]),
+            shared(state.tables).changed({}, [digest for digest in held.tables if digest in gone]),
+            shared(state.services).changed({}, [name for name in held.services if ("service", name) in gone]),
+            frozenset(it for it in held.listeners if it not in gone),
+        )
+
+    def _present(self) -> ForwardingState:
+        """What is held, as the same objects where nothing has touched it."""
+        held, was, ops = self._held, self._written, self._touched
+        if ops:
+            servers = {
+                op.spec.key if isinstance(op, PutServer) else op.key for op in ops if isinstance(op, _OF_SERVERS)
+            }
+            tables = {op.digest for op in ops if isinstance(op, _OF_TABLES)}
+            services = {
+                op.spec.name if isinstance(op, PutService) else op.name for op in ops if isinstance(op, _OF_SERVICES)
+            }
+            moved = any(isinstance(op, OpenListener | CloseListener) for op in ops)
+            self._written = ForwardingState(
+                _renewed(was.servers, {key: it.spec for key in servers if (it := held.servers.get(key))}, servers),
+                _renewed(was.tables, {it: self._specs.get(it) for it in tables if it in held.tables}, tables),
+                _renewed(
+                    was.services, {it: found.spec for it in services if (found := held.services.get(it))}, services
+                ),
+                frozenset(held.listeners) if moved else was.listeners,
+            )
+            self._touched = []
+        return self._written
 
     def _look_around(self) -> None:
         """Compare with the kernel, put right what has no name, look after interfaces and ids."""
@@ -195,21 +232,28 @@ class XdpDataPlane:
             await self._thread(lambda: self._apply(plan, slots))
 
     async def _build(self, plan: Plan) -> dict[str, array[int]]:
-        """Fill tables outside the lock: it takes a while."""
+        """Fill tables outside the lock: it takes a while, and one way to a thread and back for all of them."""
+        held = self._held
+        ops = [it for it in plan.ops if isinstance(it, PutTable)]
+        todo = [it for it in ops if it.digest not in held.tables or it.digest in self._damaged]
+        if len(todo) == 1 and todo[0].spec.size <= SMALL_TABLE:  # less than the way to a thread and back
+            return self._fill(todo)
+        return await asyncio.to_thread(self._fill, todo) if todo else {}
+
+    def _fill(self, todo: Sequence[PutTable]) -> dict[str, array[int]]:
         slots: dict[str, array[int]] = {}
-        for op in plan.ops:
-            if isinstance(op, PutTable) and (op.digest not in self._held.tables or op.digest in self._damaged):
-                try:
-                    slots[op.digest] = await asyncio.to_thread(self._build_table, op.spec)
-                except FairleadError as error:
-                    raise DataPlaneError(f"{describe(op)}: {error}", op) from error
+        for op in todo:
+            try:
+                slots[op.digest] = self._build_table(op.spec)
+            except FairleadError as error:
+                raise DataPlaneError(f"{describe(op)}: {error}", op) from error
         return slots
 
     def _apply(self, plan: Plan, slots: dict[str, array[int]]) -> None:
         puts = [op for op in plan.ops if isinstance(op, PutServer | PutTable | PutService | OpenListener)]
         if not self._in.running and not puts:
             return
-        self._version += 1
+        self._touched += plan.ops
         servers = len(self._held.servers_by_id)
         try:
             if not self._has_room(puts):
@@ -299,33 +343,23 @@ class XdpDataPlane:
                     needs.listener(listener)
         return needs
 
-    async def counters(self) -> Counters:
+    async def counters(self, *, brief: bool = False) -> Counters:
         """All counters; flows that are established were counted a moment ago."""
         if not self._in.running:
             return Counters()
         async with self._lock:
-            return await self._thread(self._counters)
+            return await self._thread(lambda: self._counters(brief=brief))
 
-    def _counters(self) -> Counters:
+    def _counters(self, *, brief: bool) -> Counters:
         if not self._in.running:
             return Counters()
         live, held, maps = self._in.census.count(), self._held, self._in.kernel.maps
-        by_server = _traffic(maps["server_traffic"].first_rows(max(held.servers_by_id, default=0) + 1))
-        by_service = _traffic(maps["service_traffic"].first_rows(max(held.services_by_id, default=0) + 1))
-        servers = {}
-        for key, same in held.same_key.items():
-            rows = [(by_server[it.number], live.servers.get(it.number, 0)) for it in same]
-            servers[key] = ServerCounters(
-                active=sum(active for _, active in rows),
-                connections=sum(row.connections for row, _ in rows),
-                bytes_in=sum(row.bytes_in for row, _ in rows),
-                bytes_out=sum(row.bytes_out for row, _ in rows),
-            )
-        services = {}
-        for name, service in held.services.items():
-            row = by_service[service.number]
-            active = live.services.get(service.number, 0)
-            services[name] = ServiceCounters(active, row.connections, row.bytes_in, row.bytes_out)
+        by_server = by_service = Traffic(b"")
+        if not brief:
+            by_server = Traffic(maps["server_traffic"].first_rows(max(held.servers_by_id, default=0) + 1))
+            by_service = Traffic(maps["service_traffic"].first_rows(max(held.services_by_id, default=0) + 1))
+        servers = ServerRows(held.same_key, by_server, live.servers)
+        services = ServiceRows(held.services, by_service, live.services)
         raw = maps["cpus"].get(u32(0))
         packets = abi.sum_counters(raw) if raw is not None else {}
         return Counters(servers, services, packets={counter.name.lower(): n for counter, n in packets.items()})
@@ -395,6 +429,7 @@ class XdpDataPlane:
     def _remove(self) -> None:
         self._ways.remove()
         self._in.remove()
+        self._written, self._touched = _nothing(), []
 
     async def _drain(self, drain_s: float) -> None:
         async with self._lock:
@@ -409,6 +444,7 @@ class XdpDataPlane:
 
     def _close_all(self) -> None:
         for listener in list(self._held.listeners):
+            self._touched.append(CloseListener(listener))
             self._held.close(listener)
         self._held.flush()
 
@@ -420,6 +456,7 @@ class XdpDataPlane:
     def _let_go(self) -> None:
         self._ways.let_go()
         self._in.let_go()
+        self._written, self._touched = _nothing(), []
 
     async def _thread(self, work: Callable[[], T]) -> T:
         """Run to its end even if the caller goes away: half of a change must not meet the next one."""
@@ -431,6 +468,15 @@ class XdpDataPlane:
             raise
 
 
+def _nothing() -> ForwardingState:
+    return ForwardingState(Shared(), Shared(), Shared(), frozenset())
+
+
+def _renewed(was: Mapping[str, T], present: Mapping[str, T], names: Iterable[str]) -> Shared[str, T]:
+    """``was`` with what these names stand for at present."""
+    return shared(was).changed(present, [name for name in names if name not in present])
+
+
 def _age(now: int, then: int) -> int:
     """Jiffies between, as the program counts them: signed, of 32 bits."""
     gap = (now - then) & 0xFFFFFFFF
@@ -440,21 +486,3 @@ def _age(now: int, then: int) -> int:
 def _endpoint(address: bytes, port: int) -> str:
     at = records.address_of(address)
     return f"[{at}]:{port}" if at.version == 6 else f"{at}:{port}"
-
-
-def _traffic(raw: bytes) -> list[abi.Traffic]:
-    """Rows of a per-CPU array, the CPUs' figures added up."""
-    cpus = possible_cpus()
-    numbers = array("Q", raw)
-    width = len(abi.Traffic.LAYOUT.members)
-    per_row = width * cpus
-    columns = []
-    for member in range(width):
-        column = numbers[member::per_row]
-        for cpu in range(1, cpus):
-            column = array("Q", map(int.__add__, column, numbers[member + cpu * width :: per_row]))
-        columns.append(column)
-    return [_NONE if not any(row) else abi.Traffic(*row) for row in zip(*columns, strict=True)]
-
-
-_NONE = abi.Traffic()

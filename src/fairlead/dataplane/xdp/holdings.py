@@ -116,6 +116,7 @@ class Holdings:
         self.write_slots: Callable[[int, bytes], None] = lambda _base, _block: None
         self.write_near: Callable[[int, int, bool], None] = lambda _index, _bit, _on: None
         self.reset_counters: Callable[[str, int], None] = lambda _kind, _number: None
+        self.moves = 0  # grows whenever a server or a listener comes or goes
         self._hertz = hertz
         self._clock = clock
         self._source_of = source_of
@@ -134,6 +135,7 @@ class Holdings:
         if held is None or held.spec.endpoint != spec.endpoint:
             if not self.server_ids.room:
                 raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
+            self.moves += 1
             self._generation = self._generation % 0xFFFF + 1
             held = ServerHeld(self.server_ids.take(), spec, self._generation)
             self.servers[spec.key] = self.servers_by_id[held.number] = held
@@ -152,6 +154,7 @@ class Holdings:
         """Forget a server; flows that are left are reset when they turn up."""
         if users := self._table_users.get(key):
             raise DataPlaneError(f"delete server {key}: table {min(users)} names it")
+        self.moves += 1
         self.servers.pop(key, None)
         for held in self.same_key.get(key, ()):
             if not held.gone:
@@ -175,6 +178,7 @@ class Holdings:
 
     def adopt_server(self, number: int, spec: ServerSpec, generation: int, *, gone: bool, current: bool) -> None:
         """Take a server over from its note."""
+        self.moves += 1
         held = ServerHeld(number, spec, generation, gone)
         self.server_ids.use(number)
         self.servers_by_id[number] = held
@@ -366,6 +370,7 @@ class Holdings:
 
     def _count_listener(self, listener: Listener, held: ServiceHeld) -> None:
         listen = listener.listen
+        self.moves += 1
         self.listeners[listener] = held
         held.listeners.add(listener)
         insort(
@@ -388,6 +393,7 @@ class Holdings:
         held = self.listeners.pop(listener, None)
         if held is None:
             return
+        self.moves += 1
         held.listeners.discard(listener)
         for name, key in records.listener_keys(listener):
             self.mirrors[name].delete(key)

@@ -63,7 +63,7 @@ class Host:
             return self._settings.snat
         found: dict[IPAddress, None] = {}
         with Routes() as routes:
-            for server in _some(servers):
+            for server in some(servers):
                 route = routes.get(server)
                 if route is not None and route.source is not None:
                     found[route.source] = None
@@ -88,7 +88,7 @@ class Host:
             )  # fmt: skip
         wanted = set(self._of_vips(offered, present))
         with Routes() as routes:
-            for server in _some(servers):
+            for server in some(servers):
                 route = routes.get(server)
                 if route is not None and route.usable and not route.local:
                     wanted.add(route.index)
@@ -114,7 +114,7 @@ class Host:
         if self._settings.interfaces is not None:  # these need not be those of the routes
             present = dict(socket.if_nameindex())
             with Routes() as routes:
-                for server in _some(servers):
+                for server in some(servers):
                     route = routes.get(server)
                     if route is not None and route.usable and not route.local and route.index in present:
                         found[present[route.index]] = route.index
@@ -280,7 +280,7 @@ class Routes:
                     return
 
 
-def _some(addresses: Iterable[IPAddress]) -> list[IPAddress]:
+def some(addresses: Iterable[IPAddress]) -> list[IPAddress]:
     """All of them, or of too many one for each network of neighbours."""
     every = set(addresses)
     if len(every) <= ASK_ALL:

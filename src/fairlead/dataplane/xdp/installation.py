@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,7 +18,7 @@ from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
 from fairlead.dataplane.xdp.holdings import Holdings
-from fairlead.dataplane.xdp.host import Host
+from fairlead.dataplane.xdp.host import Host, some
 from fairlead.dataplane.xdp.kernel import Build, Kernel
 from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
 from fairlead.dataplane.xdp.records import u32
@@ -114,6 +114,15 @@ class Needs:
         return now + sum(ways.get(name, 1) * self._members.get(digest or "", 0) for name, digest in self._nat.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where services are offered, and servers by which routes are asked for, when holdings had moved so often."""
+
+    moves: int = -1
+    addresses: frozenset[IPAddress] = frozenset()
+    servers: Sequence[IPAddress] = ()
+
+
 class Installation:
     """What is held, in the kernel.
 
@@ -148,6 +157,7 @@ class Installation:
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
         self._unfinished = False  # whether packets may come whose checksum was left to the hardware
+        self._places = Places()
 
     def _nothing(self, host: Host) -> Holdings:
         return Holdings(self.hertz, source_of=host.tunnel_source)
@@ -369,8 +379,10 @@ class Installation:
             self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
-        servers = [it.spec.endpoint.address for it in held.servers.values()]
-        addresses = {it.listen.address for it in held.listeners}
+        if self._places.moves != held.moves:
+            addresses = frozenset(it.listen.address for it in held.listeners)
+            self._places = Places(held.moves, addresses, some(it.spec.endpoint.address for it in held.servers.values()))
+        addresses, servers = self._places.addresses, self._places.servers
         wanted = self.host.interfaces(addresses, servers) if held.listeners else {}
         self.unattached = None
         for name, index in wanted.items():
@@ -435,6 +447,7 @@ class Installation:
         self.kernel.let_go()
         self.resolver.close()
         self.held = self._nothing(self.host)
+        self._places = Places()
 
     def remove(self) -> None:
         """Leave nothing in the kernel."""
@@ -443,6 +456,7 @@ class Installation:
             self.kernel.remove()
         self.resolver.close()
         self.held = self._nothing(self.host)
+        self._places = Places()
 
 
 def _sizes(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:

@@ -416,8 +416,20 @@ class BpfMap:
             key = following.raw
             yield key
 
+    @property
+    def row(self) -> int:
+        """Bytes of one entry's value as it is read: for all CPUs where each has its own."""
+        return int(self._row)
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All entries, read in batches where the kernel offers that for this type of map, else one by one."""
+        """All entries."""
+        size, row = self.key_size, self._row
+        for keys, values in self.batches():
+            for index in range(len(keys) // size):
+                yield keys[index * size : (index + 1) * size], values[index * row : (index + 1) * row]
+
+    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries, many keys and their values at a time where the kernel offers that for this type of map."""
         cursor: ctypes.Array[ctypes.c_char] | None = None
         keys = ctypes.create_string_buffer(self.key_size * _BATCH)
         values = ctypes.create_string_buffer(self._row * _BATCH)
@@ -433,10 +445,10 @@ class BpfMap:
                 return
             if result != -errno.ENOENT:
                 _check(result, f"listing map {self.name}")
-            got_keys, got_values = keys.raw, values.raw  # one copy each
-            for index in range(count.value):
-                key = got_keys[index * self.key_size : (index + 1) * self.key_size]
-                yield key, got_values[index * self._row : (index + 1) * self._row]
+            yield (
+                bytes(memoryview(keys)[: count.value * self.key_size]),
+                bytes(memoryview(values)[: count.value * self._row]),
+            )
             if result == -errno.ENOENT:
                 return
             cursor = following

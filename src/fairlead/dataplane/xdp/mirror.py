@@ -7,7 +7,6 @@ order maps are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fairlead.dataplane.xdp.libbpf import BpfMap
@@ -40,10 +39,13 @@ class Mirror:
     _puts: dict[bytes, bytes] = field(default_factory=dict)
     _deletes: set[bytes] = field(default_factory=set)
     _changed: set[bytes] = field(default_factory=set)  # of those to be set: keys that the kernel may have
+    _clean: int | None = None  # hash of what was read when it was last as it should be, and not written to since
+    _used: int = 0  # rows of an array, by then
 
     def use(self, kernel: BpfMap) -> None:
         """Work on this map from now on."""
         self.kernel = kernel
+        self._clean = None
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key, when flushed."""
@@ -62,7 +64,7 @@ class Mirror:
     def flush_puts(self) -> None:
         """Write what is set."""
         if self._puts and self.kernel is not None:
-            puts, self._puts = self._puts, {}
+            puts, self._puts, self._clean = self._puts, {}, None
             for key in self._changed & puts.keys():
                 puts[key] = self._merged(key, puts[key])
             self._changed.clear()
@@ -75,7 +77,7 @@ class Mirror:
     def flush_deletes(self) -> None:
         """Delete what is forgotten."""
         if self._deletes and self.kernel is not None:
-            deletes, self._deletes = self._deletes, set()
+            deletes, self._deletes, self._clean = self._deletes, set(), None
             if not self.array:
                 self.kernel.delete_many(deletes)
 
@@ -85,37 +87,52 @@ class Mirror:
         self._puts.clear()
         self._deletes.clear()
         self._changed.clear()
+        self._clean = None
         self.kernel.put_many(self.content)
 
     def drift(self) -> Drift:
-        """How the kernel's map differs."""
+        """How the kernel's map differs; what reads the same as when nothing did is not compared entry by entry."""
         assert self.kernel is not None
-        if self.array:
-            return self._array_drift(self.kernel)
-        held: Mapping[bytes, bytes] = dict(self.kernel.items())
-        other = frozenset(
-            key for key, value in held.items() if key in self.content and not self._same(value, self.content[key])
-        )
-        return Drift(other, frozenset(self.content.keys() - held.keys()), frozenset(held.keys() - self.content.keys()))
+        return self._array_drift(self.kernel) if self.array else self._hash_drift(self.kernel)
+
+    def _hash_drift(self, kernel: BpfMap) -> Drift:
+        batches = list(kernel.batches())
+        mark = hash(tuple(batches))
+        if mark == self._clean:
+            return Drift()
+        size, row = kernel.key_size, kernel.row
+        held = {
+            keys[at * size : (at + 1) * size]: values[at * row : (at + 1) * row]
+            for keys, values in batches
+            for at in range(len(keys) // size)
+        }
+        content = self.content
+        other = frozenset(key for key, value in held.items() if key in content and not self._same(value, content[key]))
+        found = Drift(other, frozenset(content.keys() - held.keys()), frozenset(held.keys() - content.keys()))
+        self._clean = None if found else mark
+        return found
 
     def _array_drift(self, kernel: BpfMap) -> Drift:
         if not self.content:
             return Drift()
         size = kernel.value_size
-        highest = max(int.from_bytes(key, "little") for key in self.content)
-        raw = kernel.first_rows(highest + 1)
-        wanted = bytearray(raw)
-        for key, value in self.content.items():
-            at = int.from_bytes(key, "little") * size
-            wanted[at : at + size] = value
-        if wanted == raw:
+        raw = kernel.first_rows(self._rows())
+        mark = hash(raw)
+        if mark == self._clean:
             return Drift()
-        other = []
+        other = set()
         for key, value in self.content.items():
             at = int.from_bytes(key, "little") * size
             if raw[at : at + size] != value:
-                other.append(key)
+                other.add(key)
+        self._clean = None if other else mark
         return Drift(frozenset(other))
+
+    def _rows(self) -> int:
+        """How many of an array are the agent's."""
+        if self._clean is None:
+            self._used = max(int.from_bytes(key, "little") for key in self.content) + 1
+        return self._used
 
     def _same(self, one: bytes, other: bytes) -> bool:
         return one[: self.significant] == other[: self.significant]

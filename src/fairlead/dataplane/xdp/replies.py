@@ -76,6 +76,7 @@ class Replies:
         self._claims: dict[ReplyKey, set[Claim]] = {}
         self._ports: dict[tuple[bytes, int], set[int]] = {}
         self._ambiguous: dict[int, set[ReplyKey]] = {}
+        self._guesses: set[ReplyKey] = set()
 
     def adopt(self, key: ReplyKey, entry: Entry) -> None:
         """Take an entry over as it stands in the kernel."""
@@ -101,7 +102,8 @@ class Replies:
 
     def settle(self, now: float) -> None:
         """Guesses whose time has passed become what the configuration says."""
-        for key, entry in list(self.entries.items()):
+        for key in list(self._guesses):
+            entry = self.entries[key]
             if entry.guess_until is not None and entry.guess_until <= now and self._claims.get(key):
                 self._set(key, self._plain(key))
 
@@ -110,6 +112,7 @@ class Replies:
         gone = [key for key, entry in self.entries.items() if entry.server == server and not self._claims.get(key)]
         for key in gone:
             del self.entries[key]
+            self._guesses.discard(key)
             self._claims.pop(key, None)
             ports = self._ports.get((key.address, key.protocol))
             if ports is not None:
@@ -170,6 +173,7 @@ class Replies:
             self._mark(key, entry)
             return
         self.entries[key] = entry
+        (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
         self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
         self._mark(key, entry)
         self.touched.add(key)

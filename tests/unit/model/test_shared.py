@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mappings that share with their successors."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.model.shared import PARTS, Shared, differing, shared
+
+MAPPINGS = st.dictionaries(st.integers(0, 3 * PARTS), st.integers(0, 2), max_size=40)
+
+
+@given(MAPPINGS, MAPPINGS, st.sets(st.integers(0, 3 * PARTS)))
+def test_it_is_what_a_dictionary_would_be(before: dict[int, int], puts: dict[int, int], deletes: set[int]) -> None:
+    after = Shared(before).changed(puts, deletes)
+    wanted = {**{key: value for key, value in before.items() if key not in deletes}, **puts}
+    assert after == wanted
+    assert len(after) == len(wanted)
+    assert sorted(after) == sorted(wanted)
+    assert sorted(after.values()) == sorted(wanted.values())
+    assert dict(after.items()) == wanted
+    assert all((key in after, after.get(key)) == (key in wanted, wanted.get(key)) for key in (*before, *puts, *deletes))
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_the_one_before_stays_as_it_was(before: dict[int, int], puts: dict[int, int]) -> None:
+    held = Shared(before)
+    held.changed(puts, list(before))
+    assert held == before
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_what_differs_is_found(one: dict[int, int], other: dict[int, int]) -> None:
+    wanted = {key for key in {**one, **other} if one.get(key) != other.get(key)}
+    assert differing(Shared(one), Shared(other)) == wanted
+    assert differing(one, other) == wanted
+    assert differing(Shared(one), Shared(one).changed(other)) == {key for key in wanted if key in other}
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_one_under_another_and_without_it(one: dict[int, int], other: dict[int, int]) -> None:
+    assert Shared(one).under(Shared(other)) == {**one, **other}
+    rest = Shared(one).without(Shared(other))
+    assert rest == {key: value for key, value in one.items() if key not in other}
+    assert len(rest) == len(dict(rest))
+
+
+def test_what_changes_nothing_is_the_same_object() -> None:
+    held = Shared({1: "a", 2: "b"})
+    assert held.changed({1: "a"}, [7]) is held
+    assert shared(held) is held
+
+
+def test_parts_that_did_not_change_are_shared() -> None:
+    held = Shared({number: number for number in range(10 * PARTS)})
+    after = held.changed({5: -1})
+    assert sum(one is not other for one, other in zip(held.parts, after.parts, strict=True)) == 1
+
+
+def test_an_entry_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        Shared({1: 1})[2]
