@@ -199,6 +199,9 @@ class CombinedDataPlane:
         self._waiting_tables, self._showed_tables = unused, set(unused)
         services = differing(before[PROXY].services, proxy.services)
         services |= differing(before[PACKETS].services, packets.services)
+        if not (waiting or unused or proxy.servers or proxy.tables or proxy.services or proxy.listeners):
+            self._state = packets  # nothing is to be joined
+            return packets
         last, listeners = self._state, self._state.listeners
         if (proxy.listeners, packets.listeners) != (before[PROXY].listeners, before[PACKETS].listeners):
             listeners = proxy.listeners | packets.listeners

@@ -31,6 +31,7 @@ class MemoryDataPlane:
         drained_s: What ``stop`` was given.
         running: Between ``start`` and ``stop`` or ``detach``.
         ways: What ``set_ways`` was given.
+        looks: For each ``observe`` whether it was to be thorough.
     """
 
     def __init__(self, state: ForwardingState | None = None) -> None:
@@ -40,6 +41,7 @@ class MemoryDataPlane:
         self.connections: list[FlowView] = []
         self.running = False
         self.ways: frozenset[Way] = frozenset()
+        self.looks: list[bool] = []
         self.ailment: str | None = None
         self.drained_s: float | None = None
         self._faults: deque[tuple[int, str]] = deque()
@@ -85,8 +87,9 @@ class MemoryDataPlane:
         """Begin; what was held before is still held, as with workers that outlive the agent."""
         self.running = True
 
-    async def observe(self, *, thorough: bool = True) -> ObservedState:  # noqa: ARG002 - it costs nothing
+    async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What it holds."""
+        self.looks.append(thorough)
         return self.state
 
     async def apply(self, plan: Plan) -> None:

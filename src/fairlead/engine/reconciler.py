@@ -20,7 +20,7 @@ from fairlead.policy.plan import describe, plan
 
 VERIFY_INTERVAL_S = 5.0  # F48: drift is repaired within 10 s
 CALM_S = 0.5
-POSTPONED_S = 2.0
+POSTPONED_S = 4.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 10.0
 

@@ -9,11 +9,12 @@ no flow is left whose drain could matter, and the host's checks begin anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fairlead.engine.files import replace_file
 from fairlead.model.configuration import Configuration
@@ -21,9 +22,12 @@ from fairlead.model.health import AgentAdvice, HealthState, ProbeTarget, Verdict
 from fairlead.model.net import Endpoint
 from fairlead.model.pool import AdminState, RealServer
 from fairlead.model.reasons import DownReason
+from fairlead.model.shared import shared
 from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 
 FORMAT = 1
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Store:
     def __init__(self, path: Path, boot_id: str) -> None:
         self._path = path
         self._boot_id = boot_id
+        self._texts: dict[str, tuple[tuple[Mapping[Any, Any], ...], tuple[str, ...]]] = {}  # of what was saved last
 
     def save(self, runtime: Runtime) -> None:
         """Write ``runtime``.
@@ -51,19 +56,31 @@ class Store:
         Raises:
             OSError: The file system refuses it.
         """
-        content = {
-            "format": FORMAT,
-            "boot_id": self._boot_id,
-            "health": {_target_id(target): _health(state) for target, state in runtime.health.items()},
-            "overrides": {key: _override(override) for key, override in runtime.overrides.items()},
-            "drain_since": dict(runtime.drain_since),
-            "departures": {key: _departure(departure) for key, departure in runtime.departures.items()},
-            "resting": sorted(runtime.resting),
-            "rising": dict(runtime.rising),
-            "advice": {_target_id(target): asdict(said) for target, said in runtime.advice.items()},
-            "ejections": {key: asdict(ejection) for key, ejection in runtime.ejections.items()},
+        parts = {
+            "format": str(FORMAT),
+            "boot_id": _json(self._boot_id),
+            "health": self._object("health", runtime.health, lambda it: (_target_id(it[0]), _health(it[1]))),
+            "overrides": self._object("overrides", runtime.overrides, lambda it: (it[0], _override(it[1]))),
+            "drain_since": self._object("drain_since", runtime.drain_since, lambda it: it),
+            "departures": _json({key: _departure(departure) for key, departure in runtime.departures.items()}),
+            "resting": _json(sorted(runtime.resting)),
+            "rising": _json(dict(runtime.rising)),
+            "advice": self._object("advice", runtime.advice, lambda it: (_target_id(it[0]), asdict(it[1]))),
+            "ejections": _json({key: asdict(ejection) for key, ejection in runtime.ejections.items()}),
         }
-        replace_file(self._path, json.dumps(content, separators=(",", ":")).encode())
+        content = ",".join(f'"{name}":{text}' for name, text in parts.items())
+        replace_file(self._path, f"{{{content}}}".encode())
+
+    def _object(self, name: str, entries: Mapping[K, V], plain: Callable[[tuple[K, V]], tuple[str, Any]]) -> str:
+        """JSON of a mapping; the text of parts that did not change since the last time is still there."""
+        parts = shared(entries).parts
+        known, said = self._texts.get(name, ((), ()))
+        texts = [
+            text if part is same else _json(dict(map(plain, part.items())))[1:-1]
+            for part, same, text in zip_longest(parts, known, said)
+        ]
+        self._texts[name] = (parts, tuple(texts))
+        return f"{{{','.join(filter(None, texts))}}}"
 
     def load(self, configuration: Configuration) -> Runtime | Loss | None:
         """What an earlier agent left, as far as ``configuration`` still knows it; None when there is nothing."""
@@ -105,6 +122,9 @@ class Store:
             },
             ejections={key: _read_ejection(raw) for key, raw in content.get("ejections", {}).items()},
         )
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _target_id(target: ProbeTarget) -> str:

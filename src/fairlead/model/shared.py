@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mapping that never changes and shares with its successor whatever is the same in both.
 
-A change among 100,000 entries copies a thousandth of them, and what differs between two of them is found by looking
+A change among 100,000 entries copies a 256th of them, and what differs between two of them is found by looking
 at the parts that are not the same object.
 """
 
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from itertools import chain
+from itertools import chain, compress
+from operator import is_not
 from typing import Generic, TypeVar, cast
 
 K = TypeVar("K")
 V = TypeVar("V")
-PARTS = 1024  # a power of two
+PARTS = 256  # a power of two
 _MASK = PARTS - 1
 
 
@@ -125,9 +126,9 @@ class Shared(Mapping[K, V], Generic[K, V]):
     def differing(self, other: Shared[K, V]) -> set[K]:
         """Keys that are in one of both only, or stand for values that are not equal."""
         found: set[K] = set()
-        for mine, theirs in zip(self._parts, other._parts, strict=True):
-            if mine is not theirs:
-                found |= _differing(mine, theirs)
+        both = zip(self._parts, other._parts, strict=True)
+        for mine, theirs in compress(both, map(is_not, self._parts, other._parts)):
+            found |= _differing(mine, theirs)
         return found
 
 

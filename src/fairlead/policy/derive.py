@@ -190,7 +190,9 @@ def desired(configuration: Configuration, runtime: Runtime, now: float, before: 
             leaving.setdefault(it.pool, []).append(departed(configuration, runtime, now, key, it))
     parts = [_part(basis, now, name, leaving.get(name, [])) for name in names]
     gone = {key for key, it in before.basis.runtime.departures.items() if it.pool in names}
-    moments = {name: moment for name, moment in before.moments.items() if name not in names}
+    moments = dict(before.moments)
+    for name in names:
+        moments.pop(name, None)
     moments.update((it.pool, it.next_at) for it in parts if it.next_at is not None)
     return _joined(before, basis, parts, gone, moments)
 
@@ -201,8 +203,10 @@ def touched(
     """Names of the pools about which is to be decided anew since ``before``; None: all."""
     if before is None or before.basis.configuration is not configuration:
         return None
-    basis, found = before.basis, {name for name, moment in before.moments.items() if moment <= now}
-    was = basis.runtime
+    basis, was = before.basis, before.basis.runtime
+    found: set[str] = set()
+    if before.next_at is not None and before.next_at <= now:
+        found.update(name for name, moment in before.moments.items() if moment <= now)
     keys = differing(was.overrides, runtime.overrides) | differing(was.drain_since, runtime.drain_since)
     keys |= differing(was.rising, runtime.rising) | differing(was.ejections, runtime.ejections)
     if was.resting is not runtime.resting:

@@ -297,11 +297,11 @@ def _settled_server(
     configuration: Configuration, runtime: Runtime, key: str, server: RealServer, now: float
 ) -> Runtime:
     """Likewise, after a wish about one server that leaves what is probed as it is."""
-    drain_since = dict(runtime.drain_since)
-    if drains(admin_state(runtime, key, server), present_weight(runtime, key, server)):
-        drain_since.setdefault(key, now)
-    else:
-        drain_since.pop(key, None)
+    drain_since = shared(runtime.drain_since)
+    if not drains(admin_state(runtime, key, server), present_weight(runtime, key, server)):
+        drain_since = drain_since.changed({}, [key])
+    elif key not in drain_since:
+        drain_since = drain_since.changed({key: now})
     return noted(configuration, replace(runtime, drain_since=drain_since), now, (key.partition("/")[0],))
 
 
@@ -370,8 +370,10 @@ def _override(runtime: Runtime, key: str, server: RealServer) -> Override:
 
 
 def _with_override(runtime: Runtime, key: str, override: Override) -> Runtime:
-    others = {name: held for name, held in runtime.overrides.items() if name != key}
-    return replace(runtime, overrides={**others, key: override} if override.is_set else others)
+    overrides = shared(runtime.overrides)
+    return replace(
+        runtime, overrides=overrides.changed({key: override}) if override.is_set else overrides.changed({}, [key])
+    )
 
 
 def _find(configuration: Configuration, key: str) -> tuple[Pool, RealServer]:

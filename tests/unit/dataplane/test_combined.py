@@ -90,3 +90,26 @@ async def test_what_one_plane_refuses_does_not_keep_the_other_from_its_work() ->
     assert packets.state.services.keys() == {"dns"}
     await bring(both, goal)
     assert same(await both.observe(), goal)
+
+
+async def test_a_plane_that_was_told_nothing_is_asked_only_when_all_is_looked_at() -> None:
+    proxy, packets = MemoryDataPlane(), MemoryDataPlane()
+    both = CombinedDataPlane(proxy, packets)
+    await bring(both, NATTED)
+    await both.observe()
+    proxy.looks, packets.looks = [], []
+    await both.apply(plan(forwarding_state(SERVERS, (OTHER,), tuple(NATTED.services.values()), ()), NATTED))
+    assert (await both.observe(thorough=False)).listeners == frozenset()
+    assert (proxy.looks, packets.looks) == ([], [False])
+    await both.observe()
+    assert (proxy.looks, packets.looks) == ([True], [False, True])
+
+
+async def test_what_no_plane_was_told_stays_the_same_object() -> None:
+    both = CombinedDataPlane(MemoryDataPlane(), MemoryDataPlane())
+    for state in (NATTED, PROXIED):
+        await bring(both, state)
+        before = await both.observe()
+        after = await both.observe()
+        assert after.services is before.services
+        assert after.servers is before.servers

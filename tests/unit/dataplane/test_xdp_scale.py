@@ -30,7 +30,7 @@ from unit.dataplane.contract import bring
 pytestmark = [pytest.mark.root, pytest.mark.serial, pytest.mark.timeout(300)]
 SERVICES, SERVERS, CHANGES = 10_000, 10, 500
 CHANGE_MS = 5.0
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ async def test_a_server_that_goes_down_among_a_hundred_thousand_costs_a_few_mill
         observed_s = time.process_time() - started
         assert len(observed.services) == SERVICES
         median, late = took[CHANGES // 2], took[CHANGES * 99 // 100]
-        LOG.info(
+        log.info(
             "filled in %.1f s, one change %.2f ms (99th percentile %.2f ms), read back in %.2f s",
             filled_s, median, late, observed_s,
         )  # fmt: skip

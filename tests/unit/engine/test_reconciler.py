@@ -143,6 +143,38 @@ def test_f48_drift_is_repaired_within_ten_seconds_and_told() -> None:
     run_virtually(run())
 
 
+def test_a_change_is_made_without_a_look_at_everything() -> None:
+    async def run() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.reconciler.wake()
+            await asyncio.sleep(0.1)
+            assert bench.plane.looks == [True, False]  # of which the second reads back what was applied
+            bench.wanted = state("10.0.0.1:80", "10.0.0.2:80")
+            bench.reconciler.wake(thorough=False)
+            await asyncio.sleep(0.1)
+            assert bench.plane.state == bench.wanted
+            assert bench.plane.looks == [True, False, False, False]
+
+    run_virtually(run())
+
+
+def test_f48_everything_is_looked_at_within_ten_seconds_of_changes_without_end() -> None:
+    async def run() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.reconciler.wake()
+            await asyncio.sleep(0.1)
+            looked = len([it for it in bench.plane.looks if it])
+            for number in range(49):
+                bench.wanted = state("10.0.0.1:80", f"10.0.1.{number}:80")
+                bench.reconciler.wake(thorough=False)
+                await asyncio.sleep(0.2)
+            assert len([it for it in bench.plane.looks if it]) > looked
+
+    run_virtually(run())
+
+
 def test_it_acts_at_the_moment_the_decision_changes_by_itself() -> None:
     async def run() -> None:
         bench = Bench()

@@ -115,7 +115,7 @@ class TestSchedulers:
 
     def test_wlc_follows_the_weights_of_the_servers(self) -> None:
         servers = decided(Scheduler.WLC).state.servers
-        assert [spec.weight for spec in servers.values()] == [120, 100]
+        assert [servers[f"web/{each}"].weight for each in (A, B)] == [120, 100]
 
     def test_lc_knows_no_weights(self) -> None:
         (recipe,) = decided(Scheduler.LC).state.tables.values()

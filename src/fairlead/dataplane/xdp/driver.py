@@ -50,6 +50,7 @@ from fairlead.model.xdp import XdpSettings
 from fairlead.policy.plan import describe
 
 SMALL = 64  # Ops
+FEW = 8  # Ops
 SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
 RELEASE_S = 5.0
@@ -229,7 +230,23 @@ class XdpDataPlane:
             return
         slots = await self._build(plan)
         async with self._lock:
-            await self._thread(lambda: self._apply(plan, slots))
+            if self._is_quick(plan):
+                self._apply(plan, slots)
+            else:
+                await self._thread(lambda: self._apply(plan, slots))
+
+    def _is_quick(self, plan: Plan) -> bool:
+        """Whether it takes less than the way to a thread and back: few entries of maps, no question to netlink."""
+        held = self._held
+        return (
+            self._in.running
+            and self._in.unattached is None
+            and len(plan.ops) <= FEW
+            and not any(
+                isinstance(op, OpenListener | CloseListener) or (isinstance(op, PutServer) and not held.knows(op.spec))
+                for op in plan.ops
+            )
+        )
 
     async def _build(self, plan: Plan) -> dict[str, array[int]]:
         """Fill tables outside the lock: it takes a while, and one way to a thread and back for all of them."""

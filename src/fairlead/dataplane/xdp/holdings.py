@@ -146,6 +146,11 @@ class Holdings:
                 it.spec = spec if it is held else replace(it.spec, flows=spec.flows)
                 self._write_server(it)
 
+    def knows(self, spec: ServerSpec) -> bool:
+        """Whether it is held at this endpoint."""
+        held = self.servers.get(spec.key)
+        return held is not None and held.spec.endpoint == spec.endpoint
+
     def _reset_counters(self, kind: str, number: int, ids: Ids) -> None:
         if number in ids.former:
             self.reset_counters(kind, number)

@@ -58,6 +58,7 @@ AGENT_MAPS = {
 # What stands for flows: never given up only because its size should be another.
 FLOW_MAPS = frozenset({"flows4", "flows6", "details4", "details6"})
 _SO_NETNS_COOKIE = 71
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _NOT_NATIVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.ENOMEM, errno.ENODEV})
 
 
@@ -513,7 +514,7 @@ def write_note(content: object, size: int) -> bytes:
     Raises:
         DataPlaneError: It is too long.
     """
-    raw = json.dumps(content, separators=(",", ":")).encode()
+    raw = _JSON.encode(content).encode()
     if len(raw) > size - 2:
         raise DataPlaneError(f"a note of {len(raw)} bytes does not fit: {raw[:60]!r}...")
     return (struct.pack("<H", len(raw)) + raw).ljust(size, b"\0")

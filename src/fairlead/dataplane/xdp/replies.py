@@ -11,14 +11,13 @@ Invariant: an entry is never taken away while its server is there, for flows out
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from fairlead.dataplane.xdp import abi
 from fairlead.model.net import IPAddress
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ReplyKey:
+class ReplyKey(NamedTuple):
     """A server as its replies show it; port 0: any that has no entry of its own."""
 
     address: bytes
@@ -26,8 +25,7 @@ class ReplyKey:
     protocol: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Claim:
+class Claim(NamedTuple):
     """A way by which clients get to a server.
 
     Attributes:
@@ -51,8 +49,7 @@ class Claim:
         return self.port != 0 and self.first != self.last
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What stands in the map, and until when it may be a guess (monotonic seconds)."""
 
     vip: bytes
@@ -98,7 +95,7 @@ class Replies:
             self._decide(key, until)
             if key.port == 0:
                 for port in self._ports.get((key.address, key.protocol), set()) - {0}:
-                    self._decide(replace(key, port=port), until)
+                    self._decide(key._replace(port=port), until)
 
     def settle(self, now: float) -> None:
         """Guesses whose time has passed become what the configuration says."""
@@ -148,7 +145,7 @@ class Replies:
 
     def _is_shadowed(self, key: ReplyKey) -> bool:
         """Whether a service with a range of ports, which uses the server's any port, covers this one, too."""
-        wide = self._claims.get(replace(key, port=0), set()) if key.port else set()
+        wide = self._claims.get(key._replace(port=0), set()) if key.port else set()
         return any(claim.first <= key.port <= claim.last for claim in wide)
 
     def _decide(self, key: ReplyKey, until: float) -> None:
@@ -165,7 +162,7 @@ class Replies:
             # Flows from before are known in one direction only, or were of another VIP.
             last = max(until, held.guess_until or until)
             flags = abi.REPLY_AMBIGUOUS | abi.REPLY_GUESS
-            self._set(key, replace(held, flags=flags, guess_until=last))
+            self._set(key, held._replace(flags=flags, guess_until=last))
 
     def _set(self, key: ReplyKey, entry: Entry) -> None:
         before = self.entries.get(key)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon with 10,000 services of ten servers each: its start, one change, and doing nothing.
+
+Figures are CPU time of the agent, for other programs may have the CPUs; wall time is told beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fairlead.dataplane.xdp import filters, kernel
+from support.crossing import Daemon
+from support.netns import inside, lan
+from support.processes import UnixConnection
+from support.wait import until
+
+pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.mark.timeout(300)]
+log = logging.getLogger("scale")
+SERVICES, SERVERS = 10_000, 10
+CHANGES = 300
+COLD_S, CHANGE_MS, IDLE_PERCENT = 30.0, 10.0, 10.0
+IDLE_S = 12.0  # two looks at everything and more
+
+
+def endpoint(service: int, server: int) -> str:
+    return f"10.{1 + service // 2500}.{service // 10 % 250}.{service % 10 * SERVERS + server + 1}:8080"
+
+
+def text() -> str:
+    services, pools = ["services:"], ["pools:"]
+    for number in range(SERVICES):
+        vip = f"10.{100 + number // 2500}.{number // 10 % 250}.{number % 10 + 1}:80"
+        services.append(f"  s{number}: {{listen: '{vip}', forwarding: nat, pool: p{number}}}")
+        servers = ", ".join(f"'{endpoint(number, server)}'" for server in range(SERVERS))
+        pools.append(f"  p{number}: {{health: none, servers: [{servers}]}}")
+    return "\n".join([*services, *pools, "xdp: {flow_table: 4096}", ""])
+
+
+def used_s(daemon: Daemon) -> float:
+    """CPU time of the agent so far (clock_getcpuclockid(3) of another process)."""
+    assert daemon.agent is not None
+    return time.clock_gettime(~daemon.agent.pid << 3 | 2)
+
+
+@pytest.fixture
+def daemon(runtime: Path) -> Iterator[Daemon]:
+    """Not started yet."""
+    with lan() as net:
+        node = net.add("lb", ("10.0.0.1/8",))
+        node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+        made = Daemon(node, runtime, text())
+        try:
+            yield made
+        finally:
+            made.end()
+            with inside(node.namespace):
+                filters.cleanup()
+                kernel.cleanup()
+
+
+def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> None:
+    began = time.monotonic()
+    daemon.launch()
+    until(daemon._ready, 120, f"ready: {daemon.log}")
+    log.info("cold start: %.1f s of CPU, %.1f s of time", used_s(daemon), time.monotonic() - began)
+    cold_s = used_s(daemon)
+
+    took = changes(daemon)
+    median, late = took[CHANGES // 2], took[CHANGES * 99 // 100]
+    log.info("one change: %.2f ms of CPU, 99th percentile %.2f ms, most %.2f ms", median, late, took[-1])
+
+    used, began = used_s(daemon), time.monotonic()
+    time.sleep(IDLE_S)  # what is measured is that nothing happens
+    idle = 100 * (used_s(daemon) - used) / (time.monotonic() - began)
+    log.info("idle: %.1f %% of a CPU", idle)
+
+    assert cold_s < COLD_S
+    assert late < CHANGE_MS
+    assert idle < IDLE_PERCENT
+
+
+def changes(daemon: Daemon) -> list[float]:
+    """Milliseconds of CPU that each of some drains costs, from the request to the answer, sorted."""
+    connection = UnixConnection(str(daemon.socket))
+    took = []
+    for number in random.Random(4).sample(range(SERVICES), CHANGES):
+        path = f"/v1/servers/p{number}/{endpoint(number, 0)}"
+        used = used_s(daemon)
+        connection.request("PATCH", path, json.dumps({"admin": "drain"}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        body = answer.read()
+        took.append((used_s(daemon) - used) * 1000)
+        assert answer.status == 200, body
+    connection.close()
+    return sorted(took)
