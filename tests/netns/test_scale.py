@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.m
 log = logging.getLogger("scale")
 SERVICES, SERVERS = 10_000, 10
 CHANGES = 300
-COLD_S, CHANGE_MS, IDLE_PERCENT = 30.0, 10.0, 10.0
+COLD_S, CHANGE_MS, LATE_MS, IDLE_PERCENT = 30.0, 6.0, 25.0, 8.0
 IDLE_S = 12.0  # two looks at everything and more
 
 
@@ -82,7 +82,8 @@ def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> Non
     log.info("idle: %.1f %% of a CPU", idle)
 
     assert cold_s < COLD_S
-    assert late < CHANGE_MS
+    assert median < CHANGE_MS
+    assert late < LATE_MS
     assert idle < IDLE_PERCENT
 
 

@@ -119,7 +119,7 @@ class DataPlane(Protocol):
         """
 
     async def counters(self, *, brief: bool = False) -> Counters:
-        """Read all counters; ``brief``: totals of servers and services may be left out where nothing rests on them."""
+        """Read all counters; ``brief``: servers and services may be left out that no failures are counted of."""
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         """List established flows, at most ``limit`` at a time."""

@@ -297,7 +297,8 @@ class Agent:
             # Only after a pass that left nothing to do is it sure that no table names a departed server any more:
             # its figure of active flows can then only fall.
             settled = self._reconciler.convergence.converged and self._present.is_decided
-            self._counters = await self._parts.dataplane.counters(brief=True)
+            brief = not self._present.runtime().departures  # whose flows are counted until none is left
+            self._counters = await self._parts.dataplane.counters(brief=brief)
             self._outliers.look(self._counters.servers)
             took_s = self._parts.clock() - began
             runtime = self._present.runtime()

@@ -13,6 +13,7 @@ from fairlead.engine.store import Loss, Store
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import AgentAdvice
 from fairlead.model.pool import AdminState, HealthMonitor, MonitorType
+from fairlead.model.shared import Shared, shared
 from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
 
@@ -46,6 +47,21 @@ def test_all_of_it_comes_back(tmp_path: Path, known: Configuration, happened: Ru
     store = Store(tmp_path / "state.json", BOOT)
     store.save(happened)
     assert store.load(known) == happened
+
+
+def test_what_changed_since_it_was_saved_comes_back_too(tmp_path: Path, known: Configuration) -> None:
+    store, runtime = Store(tmp_path / "state.json", "boot"), Runtime(overrides=Shared())
+    keys = [f"web/{number}" for number in range(1000)]
+    for wish in (AdminState.DRAIN, AdminState.MAINT):
+        for key in keys[::7]:
+            override = Override(wish, None, AdminState.READY, 1)
+            runtime = replace(runtime, overrides=shared(runtime.overrides).changed({key: override}))
+        store.save(runtime)
+        assert store.load(known) == runtime
+    store.save(replace(runtime, overrides=shared(runtime.overrides).changed({}, keys[::14])))
+    found = store.load(known)
+    assert isinstance(found, Runtime)
+    assert found.overrides.keys() == set(keys[::7]) - set(keys[::14])
 
 
 def test_nothing_there_is_no_loss(tmp_path: Path, known: Configuration) -> None:

@@ -355,3 +355,10 @@ def test_f27_a_server_in_maintenance_resets_whatever_its_health() -> None:
     monitored = pool(real("a", state=MAINT), monitors=(TCP_MONITOR,))
     found = derive.desired(configuration(service(protocol=Protocol.UDP), monitored), Runtime(), 0)
     assert found.state.servers["web/a"].flows is RESET
+
+
+def test_servers_come_in_the_order_of_the_configuration_and_departed_ones_last() -> None:
+    names = [f"s{number}" for number in range(60)]
+    web = configuration(service(), pool(*(server(f"10.0.1.{at}:80", name=name) for at, name in enumerate(names))))
+    gone = Runtime(departures={"web/gone": Departure("web", server("10.0.2.1:80", name="gone"), 99.0)})
+    assert [it.name for it in derive.desired(web, gone, 0.0).ordered] == [*names, "gone"]
