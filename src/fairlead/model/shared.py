@@ -82,7 +82,7 @@ class Shared(Mapping[K, V], Generic[K, V]):
         parts: list[dict[K, V]] | None = None
         copied: set[int] = set()
         count = self._count
-        gone = [(key, False) for key in deletes if key in self and key not in puts]
+        gone = {(key, False) for key in deletes if key in self and key not in puts}
         for key, there in [*((key, True) for key in puts), *gone]:
             index = hash(key) & _MASK
             part = self._parts[index] if parts is None else parts[index]

@@ -59,6 +59,10 @@ def test_parts_that_did_not_change_are_shared() -> None:
     assert sum(one is not other for one, other in zip(held.parts, after.parts, strict=True)) == 1
 
 
+def test_what_is_taken_away_twice_is_gone_once() -> None:
+    assert Shared({1: "a", 2: "b"}).changed({}, [1, 1]) == {2: "b"}
+
+
 def test_an_entry_that_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError):
         Shared({1: 1})[2]

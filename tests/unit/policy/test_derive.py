@@ -357,6 +357,17 @@ def test_f27_a_server_in_maintenance_resets_whatever_its_health() -> None:
     assert found.state.servers["web/a"].flows is RESET
 
 
+def test_services_that_share_a_table_leave_it_together() -> None:
+    web = configuration(
+        service("192.0.2.1:80", name="a"), service("192.0.2.2:80", name="b"), pool(real("a"), real("b"))
+    )
+    web = replace(web, services={name: replace(it, scheduler=Scheduler.RR) for name, it in web.services.items()})
+    before = derive.desired(web, Runtime(), 0.0)
+    assert len(before.state.tables) == 1
+    drained = derive.set_admin(web, Runtime(), "web/a", AdminState.DRAIN, 0.0)
+    assert derive.desired(web, drained, 0.0, before) == derive.desired(web, drained, 0.0)
+
+
 def test_servers_come_in_the_order_of_the_configuration_and_departed_ones_last() -> None:
     names = [f"s{number}" for number in range(60)]
     web = configuration(service(), pool(*(server(f"10.0.1.{at}:80", name=name) for at, name in enumerate(names))))
