@@ -318,13 +318,13 @@ class _Checks:
                 self._error(("vips", name, "owner"), f"there is no owner {shown(vip.owner)}{hint}")
             elif vip.owner != STATIC and vip.interface == "lo":
                 self._error(("vips", name, "interface"), "`lo` has no neighbours that could learn who owns the address")
-            first = addresses.setdefault(_host(name), name)
+            first = addresses.setdefault(_address(name) or name, name)
             if first != name:
                 self._error(("vips", name), f"is the same address as {shown(first)}", key=True)
         if STATIC in tree.named["vrrp"]:
             self._error(("vrrp", STATIC), "the name `static` means addresses without VRRP; use another", key=True)
         # A VIP that did not pass the schema may be the one that an instance lacks.
-        complete = len(draft.vips) == len(tree.named["vips"])
+        complete = len(draft.vips) == len(tree.named["vips"]) and all(_address(key) for key in draft.vips)
         groups: dict[tuple[str, int, int], str] = {}
         sync: dict[str, list[str]] = {}
         for name, instance in draft.vrrp.items():
@@ -359,7 +359,7 @@ class _Checks:
     def _family(self, name: str, instance: Vrrp) -> int | None:
         """That of its first VIP on its interface."""
         own = (key for key, vip in self._draft.vips.items() if (vip.owner, vip.interface) == (name, instance.interface))
-        return next((ip_interface(key).version for key in own), None)
+        return next((address.version for key in own if (address := _address(key)) is not None), None)
 
     def _family_fits(self, name: str, instance: Vrrp, family: int) -> None:
         if instance.version == 2 and family == 6:
@@ -385,9 +385,9 @@ def _ports_differ(one: Iterable[Listen], other: Iterable[Listen]) -> bool:
     return all(a.last < b.first or b.last < a.first for a in one for b in other)
 
 
-def _host(name: str) -> object:
-    """The address of a VIP's key; the key itself when it is none."""
+def _address(name: str) -> IPAddress | None:
+    """The address of a VIP's key, or None when it is none."""
     try:
         return ip_interface(name).ip
     except ValueError:
-        return name
+        return None

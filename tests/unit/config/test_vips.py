@@ -97,3 +97,10 @@ vrrp:
 def test_a_group_of_one_is_odd() -> None:
     text = VIP + "vrrp: {a: {interface: eth0, vrid: 1, sync: g}}\n" + SERVICES
     assert any("no other instance" in problem.message for problem in loaded(text).warnings)
+
+
+def test_an_address_that_is_none_is_one_error_and_no_more() -> None:
+    """Found by mutated examples: what only a readable address could tell is not asked."""
+    text = "vips: {tcp192.0.2.10/24: {interface: eth0, owner: a}}\nvrrp: {a: {interface: eth0, vrid: 1}}\n" + SERVICES
+    (problem,) = problems(text)
+    assert "`tcp192.0.2.10` is not an IP address" in str(problem)
