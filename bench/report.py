@@ -1,29 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of a run and the table made of them. Pure."""
+"""The table that is made of the samples of a run, and what must be known to read it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from bench.machine import Cpus
-from bench.ratio import Ratio, paired
+from bench.quiet import FOREIGN, SLOW, STOLEN
+from bench.ratio import Ratio
+from bench.results import Layout, Results, Row
 
 AA_TOLERANCE = 0.03
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; ``bar`` is the least (or, where less is better, the most) ratio to ``over``."""
-
-    name: str
-    label: str
-    more_is_better: bool
-    bar: float | None
-    digits: int = 0
-    over: str = "haproxy"
 
 
 ROWS = (
@@ -47,73 +36,7 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One table: its rows, and the contenders that are its columns.
-
-    Attributes:
-        ours: Whose ratio is judged.
-        again: The same once more: how much two equal things differ (A/A).
-        over: Whom the column of ratios is headed by.
-        everybody: Whether a second table holds our ratio to each of the others.
-    """
-
-    rows: tuple[Row, ...]
-    names: tuple[str, ...]
-    ours: str = "fairlead"
-    again: str = "fairlead-again"
-    over: str = "haproxy"
-    everybody: bool = False
-
-
 PROXIES = Layout(ROWS, ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct"))
-
-
-@dataclass
-class Results:
-    """All samples, round by round: ``rounds`` holds {contender: {row: figure}}."""
-
-    machine: Mapping[str, str]
-    rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    notes: dict[str, float] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, found: dict[str, dict[str, float]]) -> None:
-        """Keep one round; latency is also kept as what it adds to the direct connection's in that round."""
-        direct = found.get("direct", {})
-        for figures in found.values():
-            for name in ("p50", "p99"):
-                if f"{name}_us" in figures and f"{name}_us" in direct and figures is not direct:
-                    figures[f"{name}_added_us"] = figures[f"{name}_us"] - direct[f"{name}_us"]
-        self.rounds.append(found)
-
-    def values(self, contender: str, row: str) -> list[float]:
-        """Figures of all rounds that have them."""
-        return [r[contender][row] for r in self.rounds if contender in r and row in r[contender]]
-
-    def median(self, contender: str, row: str) -> float:
-        """Median over the rounds; 0 when there is none."""
-        found = self.values(contender, row)
-        return median(found) if found else 0.0
-
-    def ratio(self, row: str, over: str, of: str = "fairlead") -> Ratio | None:
-        """Paired over the rounds in which both were measured."""
-        both = [(r[of][row], r[over][row]) for r in self.rounds if row in r.get(of, {}) and row in r.get(over, {})]
-        return paired([a for a, _ in both], [b for _, b in both]) if both else None
-
-    def document(self, layouts: Sequence[Layout]) -> dict[str, Any]:
-        """Everything, for the JSON file."""
-        return {
-            "machine": dict(self.machine),
-            "notes": self.notes,
-            "failures": self.failures,
-            "medians": {
-                row.name: {name: self.median(name, row.name) for name in (*layout.names, layout.again)}
-                for layout in layouts
-                for row in layout.rows
-            },
-            "rounds": self.rounds,
-        }
 
 
 def verdict(row: Row, ratio: Ratio | None) -> str:
@@ -132,12 +55,19 @@ def verdict(row: Row, ratio: Ratio | None) -> str:
     return f"{word}, bar {row.bar:g} {'met' if met else 'MISSED'}"
 
 
+def too_few(results: Results, row: Row, layout: Layout, ratio: Ratio | None) -> str:
+    """What voids a row of which too little is left, once the disturbed blocks are discarded; empty when enough is."""
+    pairs = ratio.rounds if ratio is not None else 0
+    both = all(results.was_measured(name, row.name) for name in (layout.ours, row.over))
+    return f"void: {pairs} undisturbed pairs" if both and pairs < layout.fewest else ""
+
+
 def table(results: Results, layout: Layout) -> str:
     """The figures as text; empty when nothing of it was measured."""
     lines = [["", *layout.names, f"of {layout.over} (95 %)", "A/A", "verdict"]]
     for row in layout.rows:
         figures = [results.values(name, row.name) for name in layout.names]
-        if not any(figures):
+        if not any(figures) and not any(results.was_measured(name, row.name) for name in layout.names):
             continue
         ratio = results.ratio(row.name, row.over, layout.ours)
         control = results.ratio(row.name, layout.again, layout.ours)
@@ -145,7 +75,7 @@ def table(results: Results, layout: Layout) -> str:
         void = control is not None and abs(control.median - 1) > AA_TOLERANCE
         lines.append([
             row.label, *cells, str(ratio or "-"), f"{control.median:.2f}{' void' if void else ''}" if control else "-",
-            verdict(row, ratio),
+            too_few(results, row, layout, ratio) or verdict(row, ratio),
         ])  # fmt: skip
     if len(lines) == 1:
         return ""
@@ -169,6 +99,27 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
         for line in lines
     )
+
+
+def disturbances(results: Results) -> list[str]:
+    """How many blocks were discarded, of which measurement and why."""
+    measured = Counter(block.what for block in results.blocks if block.signs is not None)
+    why: dict[str, Counter[str]] = {what: Counter() for what in measured}
+    for block in results.blocks:
+        if block.signs is not None and block.signs.reason is not None:
+            why[block.what][block.signs.reason] += 1
+    parts = [
+        f"{what} {sum(reasons.values())} of {measured[what]}"
+        + (f" ({', '.join(f'{reason} {count}' for reason, count in reasons.most_common())})" if reasons else "")
+        for what, reasons in why.items()
+    ]
+    if not parts:
+        return []
+    return [
+        f"blocks discarded as disturbed: {'; '.join(parts)}",
+        f"foreign: others had more than {FOREIGN:.0%} of a CPU; steal: the hypervisor kept more than {STOLEN:.0%};",
+        f"slow: a fixed piece of work took over {SLOW:g} times as long as usual just before or after the block",
+    ]
 
 
 def machine_line(results: Results) -> str:
@@ -197,5 +148,6 @@ def remarks(results: Results, cpus: Cpus) -> list[str]:
             f"CPU of the load: median idle {median(idle):.0%} under a proxy (under 10 % the generator is the limit); "
             f"CPU of the balancers used by others: median {median(foreign):.0%}, most {max(foreign):.0%}"
         )
+    lines += disturbances(results)
     lines.append(f"void: two equal contenders differ by more than {AA_TOLERANCE:.0%}; repeat on a quieter machine")
     return [*lines, *(f"failed: {failure}" for failure in results.failures)]

@@ -24,8 +24,9 @@ from bench import contenders as make
 from bench import rows
 from bench.contenders import Contender, Place
 from bench.machine import Cpus, describe, split_cpus
-from bench.report import PROXIES, Layout, Results, remarks, table
-from bench.rounds import rounds
+from bench.report import PROXIES, remarks, table
+from bench.results import Layout, Results
+from bench.rounds import Measure, Schedule, rounds
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = 3
@@ -33,6 +34,7 @@ WANTED_IDLE = 10000
 IDLE_ROUNDS = 2
 STILL_OPEN = 1000  # nginx keeps the UDP flows of the rows before for 60 s, and they count as connections there
 STORM = 3000
+MOST = 2  # rounds are measured, of each that is wanted: some are disturbed
 LATENCY_SHARE = 0.4  # of what the slowest contender can do
 LOOPBACK = "proxies"
 IN_NAMESPACES = ("B7", "B8", "B9")
@@ -104,23 +106,30 @@ def measure_all(results: Results, who: list[Contender], tools: rows.Tools, *, qu
     seconds, count = (0.6, 5) if quick else (1.5, 10)
     normal = [contender for contender in who if contender.name != "haproxy-splice"]
     proxies = [contender for contender in normal if contender.command is not None]
-    rounds(results, "connections", normal, count, lambda c: rows.connect(tools, c, seconds))
-    rounds(results, "requests", normal, 4 if quick else count, lambda c: rows.keepalive(tools, c, seconds))
-    slowest = min((results.median(c.name, "request_rate") for c in proxies), default=10000.0)
+
+    def timed(what: str, who: list[Contender], count: int, measure: Measure) -> None:
+        rounds(results, what, who, Schedule(count, MOST * count), measure, cpus=tools.cpus)
+
+    def counted(what: str, count: int, measure: Measure) -> None:
+        rounds(results, what, proxies, Schedule(count, count), measure, cpus=None)
+
+    timed("connections", normal, count, lambda c: rows.connect(tools, c, seconds))
+    timed("requests", normal, 4 if quick else count, lambda c: rows.keepalive(tools, c, seconds))
+    slowest = min((results.speed(c.name, "request_rate") for c in proxies), default=10000.0)
     rate = max(100.0, LATENCY_SHARE * slowest)
     results.notes["latency_rate_per_second"] = rate
-    rounds(results, "latency", normal, 4 if quick else 10, lambda c: rows.latency(tools, c, seconds * 1.5, rate))
-    rounds(results, "bulk", who, 3 if quick else 10, lambda c: rows.bulk(tools, c, seconds))
+    timed("latency", normal, 4 if quick else 10, lambda c: rows.latency(tools, c, seconds * 1.5, rate))
+    timed("bulk", who, 3 if quick else 10, lambda c: rows.bulk(tools, c, seconds))
     count = 3 if quick else 10
     clients = min(STORM, make.limit() // 2)
     results.notes["storm_connections"] = clients
-    rounds(results, "storm", normal, count, lambda c: rows.storm(tools, c, clients))
+    timed("storm", normal, count, lambda c: rows.storm(tools, c, clients))
     spoken = [contender for contender in normal if contender.datagrams]
-    rounds(results, "datagrams", spoken, count, lambda c: rows.datagrams(tools, c, seconds))
-    rounds(results, "system calls", proxies, 1 if quick else 3, lambda c: rows.system_calls(tools, c, 0.5))
+    timed("datagrams", spoken, count, lambda c: rows.datagrams(tools, c, seconds))
+    counted("system calls", 1 if quick else 3, lambda c: rows.system_calls(tools, c, 0.5))
     held = min(WANTED_IDLE, make.limit() - STILL_OPEN)
     results.notes["idle_connections"] = held
-    rounds(results, "memory", proxies, 1 if quick else IDLE_ROUNDS, lambda c: rows.memory(tools, c, held))
+    counted("memory", 1 if quick else IDLE_ROUNDS, lambda c: rows.memory(tools, c, held))
 
 
 def left_out(suites: Collection[str]) -> list[str]:

@@ -102,6 +102,9 @@ class Course:
             "net.ipv4.ip_forward=1",
             "net.ipv4.conf.all.rp_filter=0",
             "net.ipv4.conf.default.rp_filter=0",
+            # What waits in TIME_WAIT is found on the way of every later packet, of whomever; and once the limit is
+            # reached, the contenders that came first have it and the others do not: a tenth between two equal ones.
+            "net.ipv4.tcp_max_tw_buckets=0",
         ):
             run_in(namespace, "sysctl", "-q", "-w", setting)
         ip("-n", namespace, "link", "set", "lo", "up")

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 from bench.machine import Cpus
-from bench.report import AA_TOLERANCE, Layout, Results, Row, machine_line
+from bench.report import AA_TOLERANCE, disturbances, machine_line
+from bench.results import Layout, Results, Row
 
 OURS, AGAIN = "xdp-nat", "xdp-nat-again"
 CONNECTED = (OURS, "xdp-fullnat", "nft", "haproxy", "nginx", "fairlead", "direct", "back-to-back")
 FORWARDING = (OURS, "xdp-fullnat", "xdp-dsr", "xdp-tunnel", "nft", "direct", "floor")
 NAMES = tuple(dict.fromkeys((*CONNECTED, *FORWARDING, AGAIN)))
 FEW, MANY = 1_000, 100_000  # flows
+FEWEST = 8  # undisturbed pairs without which a row is void
 FRAMES = Layout(
     (
         # The rate is bounded by what makes the frames, as the floor's shows; so the bar is on what a frame costs.
@@ -26,6 +26,7 @@ FRAMES = Layout(
     AGAIN,
     "nft",
     everybody=True,
+    fewest=FEWEST,
 )
 CONNECTIONS = Layout(
     (
@@ -48,6 +49,7 @@ CONNECTIONS = Layout(
     AGAIN,
     "direct",
     everybody=True,
+    fewest=FEWEST,
 )
 LAYOUTS = (FRAMES, CONNECTIONS)
 
@@ -68,8 +70,6 @@ def remarks(results: Results, cpus: Cpus) -> list[str]:
     ]
     if rate := results.notes.get("latency_rate_per_second"):
         lines.append(f"latency at {rate:,.0f} requests/s on 64 connections, from the moment each was due")
-    steal = [figures["_steal"] for found in results.rounds for figures in found.values() if "_steal" in figures]
-    if steal:
-        lines.append(f"time stolen from the machine: median {median(steal):.1%}, most {max(steal):.1%}")
+    lines += disturbances(results)
     lines.append(f"void: two equal contenders differ by more than {AA_TOLERANCE:.0%}; repeat on a quieter machine")
     return [*lines, *(f"failed: {failure}" for failure in results.failures)]

@@ -15,9 +15,9 @@ from bench.machine import describe
 from bench.net import rows as net_rows
 from bench.net.contenders import Entrant, enter_all
 from bench.net.course import PORT, Course, course, enter
-from bench.net.report import AGAIN, CONNECTED, FEW, FORWARDING, MANY, NAMES
-from bench.report import Results
-from bench.rounds import rounds
+from bench.net.report import AGAIN, CONNECTED, FEW, FORWARDING, MANY, NAMES, OURS
+from bench.results import Results
+from bench.rounds import Schedule, rounds
 from bench.rows import CONCURRENCY
 from support.netns import inside
 
@@ -28,17 +28,19 @@ SIDE_ROWS = ((64, 1), (64, 512), (1024, CONCURRENCY))  # bytes, connections
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one block is, and how many rounds the main rows, the others and frames get."""
+    """How many rounds the main rows, the others and frames get, and in how many of them all contenders take part."""
 
-    seconds: float
     rounds: int
     others: int
     frames: int
+    every: int = 4
     flows: tuple[int, int] = (FEW, MANY)
 
 
-FULL, QUICK, TINY = Effort(0.6, 8, 4, 20), Effort(0.4, 5, 3, 12), Effort(0.2, 1, 1, 1, (100, 1000))
-FRAMES_S = 0.1  # one block: short, so that many can be compared
+FULL, QUICK, TINY = Effort(120, 80, 60), Effort(24, 12, 12), Effort(1, 1, 1, 1, (100, 1000))
+BLOCK_S = 0.1  # short, so that what is compared is close in time, and many can be
+LATENCY_S = 0.3
+MOST = 1.5  # rounds are measured at most, of each that is wanted: some are disturbed
 MOST_LOST = 5  # blocks with losses, while the balancer meets the flows
 
 
@@ -82,10 +84,7 @@ def measure(
         run = _Run(results, tools, server, entrants, effort)
         if "B8" in suites:
             run.rounds(
-                "connections",
-                connected,
-                effort.rounds,
-                lambda e: net_rows.connections(tools, e, server, effort.seconds),
+                "connections", connected, effort.rounds, lambda e: net_rows.connections(tools, e, server, BLOCK_S)
             )
         if "B9" in suites:
             run.requests(connected)
@@ -107,9 +106,17 @@ class _Run:
     entrants: dict[str, Entrant]
     effort: Effort
 
-    def rounds(self, what: str, names: Collection[str], count: int, one: Callable[[Entrant], dict[str, float]]) -> None:
+    def rounds(
+        self,
+        what: str,
+        names: Collection[str],
+        count: int,
+        one: Callable[[Entrant], dict[str, float]],
+        over: str = "direct",
+    ) -> None:
         who = [entrant.contender for name, entrant in self.entrants.items() if name in names]
-        rounds(self.results, what, who, count, lambda contender: one(self.entrants[contender.name]))
+        schedule = Schedule(count, int(MOST * count), (OURS, AGAIN, over), self.effort.every)
+        rounds(self.results, what, who, schedule, lambda c: one(self.entrants[c.name]), cpus=self.tools.cpus)
 
     def requests(self, names: Collection[str]) -> None:
         effort, results, tools = self.effort, self.results, self.tools
@@ -117,35 +124,32 @@ class _Run:
 
         def block(body: int, connections: int) -> Callable[[Entrant], dict[str, float]]:
             def one(entrant: Entrant) -> dict[str, float]:
-                return net_rows.asked(tools, entrant, self.server, effort.seconds, body=body, connections=connections)
+                return net_rows.asked(tools, entrant, self.server, BLOCK_S, body=body, connections=connections)
 
             return one
 
         self.rounds("requests", names, effort.rounds, block(64, CONCURRENCY))
         for body, connections in SIDE_ROWS:
             self.rounds(f"requests of {body} B, {connections}", names, effort.others, block(body, connections))
-        slowest = min((speed for name in names if (speed := results.median(name, main))), default=1000.0)
+        slowest = min((speed for name in names if (speed := results.speed(name, main))), default=1000.0)
         rate = max(100.0, LATENCY_SHARE * slowest)
         results.notes["latency_rate_per_second"] = rate
-        self.rounds(
-            "latency", names, effort.rounds, lambda e: rows.latency(tools, e.contender, 1.5 * effort.seconds, rate)
-        )
+        self.rounds("latency", names, effort.others, lambda e: rows.latency(tools, e.contender, LATENCY_S, rate))
 
     def cpu(self, names: Collection[str]) -> None:
-        seconds = self.effort.seconds
-        self.rounds("CPU", names, self.effort.others, lambda e: net_rows.cpu(self.tools, e, seconds))
+        self.rounds("CPU", names, self.effort.others, lambda e: net_rows.cpu(self.tools, e, BLOCK_S))
 
     def frames(self, names: Collection[str]) -> None:
         for label, flows in zip(("few", "many"), self.effort.flows, strict=True):
 
             def one(entrant: Entrant, label: str = label, flows: int = flows) -> dict[str, float]:
-                rate, cost_ns = net_rows.forward(self.tools, entrant, FRAMES_S, flows)
+                rate, cost_ns = net_rows.forward(self.tools, entrant, BLOCK_S, flows)
                 return {f"{label}_rate": rate, f"{label}_ns": cost_ns}
 
             for name, entrant in self.entrants.items():
                 if name in names:
                     self._meet(entrant, flows)
-            self.rounds(f"frames of {flows:,} flows", names, self.effort.frames, one)
+            self.rounds(f"frames of {flows:,} flows", names, self.effort.frames, one, over="nft")
 
     def _meet(self, entrant: Entrant, flows: int) -> None:
         """Let the balancer see all flows before it counts: new ones cost more, and many at once look like a flood."""
@@ -153,6 +157,6 @@ class _Run:
         lost = 0
         while arrived < 2 * flows and lost < MOST_LOST:
             try:
-                arrived += FRAMES_S * net_rows.forward(self.tools, entrant, FRAMES_S, flows)[0]
+                arrived += BLOCK_S * net_rows.forward(self.tools, entrant, BLOCK_S, flows)[0]
             except rows.Failed:  # a flood is braked, and what fails for good is told when it counts
                 lost += 1

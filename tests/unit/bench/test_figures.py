@@ -14,7 +14,8 @@ import pytest
 
 from bench.machine import Cpus, cpu_seconds, pss_bytes, split_cpus, tree
 from bench.ratio import paired
-from bench.report import PROXIES, ROWS, Results, remarks, table, verdict
+from bench.report import PROXIES, ROWS, remarks, table, verdict
+from bench.results import Results
 from bench.run import compile_load
 from support.processes import accepts, free_port
 from support.wait import until

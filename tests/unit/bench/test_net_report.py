@@ -9,7 +9,8 @@ import pytest
 
 from bench.machine import Cpus
 from bench.net.report import AGAIN, CONNECTED, CONNECTIONS, FORWARDING, FRAMES, LAYOUTS, NAMES, OURS, remarks
-from bench.report import Results, table
+from bench.report import table
+from bench.results import Results
 from bench.run import left_out
 
 CPUS = Cpus(frozenset({0}), frozenset({1}))
