@@ -106,8 +106,8 @@ def disturbances(results: Results) -> list[str]:
     measured = Counter(block.what for block in results.blocks if block.signs is not None)
     why: dict[str, Counter[str]] = {what: Counter() for what in measured}
     for block in results.blocks:
-        if block.signs is not None and block.signs.reason is not None:
-            why[block.what][block.signs.reason] += 1
+        if block.disturbed is not None:
+            why[block.what][block.disturbed] += 1
     parts = [
         f"{what} {sum(reasons.values())} of {measured[what]}"
         + (f" ({', '.join(f'{reason} {count}' for reason, count in reasons.most_common())})" if reasons else "")

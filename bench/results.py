@@ -55,6 +55,11 @@ class Block:
     figures: dict[str, float]
     signs: Signs | None
 
+    @property
+    def disturbed(self) -> str | None:
+        """The reason why it does not count; None when it does."""
+        return self.signs.reason if self.signs is not None else None
+
 
 @dataclass
 class Results:
@@ -78,7 +83,7 @@ class Results:
     def keep(self, block: Block) -> bool:
         """Note a block; whether it counts."""
         self.blocks.append(block)
-        return block.signs is None or block.signs.reason is None
+        return block.disturbed is None
 
     def was_measured(self, contender: str, row: str) -> bool:
         """Whether there is any figure, be it of a disturbed block."""
@@ -116,8 +121,6 @@ class Results:
             },
             "rounds": self.rounds,
             "discarded": [
-                {**asdict(block), "reason": block.signs.reason}
-                for block in self.blocks
-                if block.signs is not None and block.signs.reason is not None
+                {**asdict(block), "reason": block.disturbed} for block in self.blocks if block.disturbed is not None
             ],
         }

@@ -13,7 +13,7 @@ from bench.contenders import Contender
 from bench.machine import Cpus, moment, spin
 from bench.quiet import Signs, signs, usual
 from bench.results import Block, Results
-from bench.rows import Failed
+from bench.rows import Failed, Starved
 
 Measure = Callable[[Contender], dict[str, float]]
 CALIBRATION = 40  # spins
@@ -82,12 +82,15 @@ def rounds(
         found: dict[str, dict[str, float]] = {}
         for name in order:
             figures: dict[str, float] = {}
+            failed: Failed | None = None
             try:
                 figures = measure(by_name[name])
             except Failed as error:
-                results.failures.append(f"{what}, round {number}: {error}")
-            seen = watch.signs() if watch is not None else None
-            if figures and results.keep(Block(what, number, name, figures, seen)):
+                failed = error
+            block = Block(what, number, name, figures, watch.signs() if watch is not None else None)
+            if failed is not None and not (isinstance(failed, Starved) and block.disturbed):
+                results.failures.append(f"{what}, round {number}: {failed}")
+            elif results.keep(block):
                 found[name] = figures
         results.add(found)
         whole += core <= set(found)

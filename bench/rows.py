@@ -22,6 +22,10 @@ class Failed(Exception):
     """A measurement brought errors, so it is no result."""
 
 
+class Starved(Failed):
+    """Nothing went wrong and nothing came to its end: nobody had the CPU."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What the measurements need: the compiled load generator, and where it runs."""
@@ -51,7 +55,8 @@ class Tools:
             raise Failed(f"{contender.name}: {done.stderr.strip()}")
         result: dict[str, float] = json.loads(done.stdout)
         if result["errors"] or not result["done"]:
-            raise Failed(f"{contender.name}: {mode}: {result['errors']:.0f} errors, {result['done']:.0f} good")
+            kind = Failed if result["errors"] else Starved
+            raise kind(f"{contender.name}: {mode}: {result['errors']:.0f} errors, {result['done']:.0f} good")
         return result
 
 

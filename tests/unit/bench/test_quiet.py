@@ -17,7 +17,7 @@ from bench.quiet import Moment, Process, Signs, signs, usual
 from bench.report import disturbances, table
 from bench.results import Block, Results
 from bench.rounds import Schedule, Watch, rounds
-from bench.rows import Failed
+from bench.rows import Failed, Starved
 from support.wait import until
 
 BENCH, SERVER, OTHER, SHELL = 100, 101, 500, 501
@@ -97,7 +97,13 @@ def contenders(*names: str) -> list[Contender]:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, schedule: Schedule, names: str, seen: list[Signs], fails: str = ""
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: Schedule,
+    names: str,
+    seen: list[Signs],
+    *,
+    fails: str = "",
+    failure: type[Failed] = Failed,
 ) -> tuple[Results, list[str]]:
     """Rounds of contenders with names of one letter, and who was measured when."""
     measured: list[str] = []
@@ -107,7 +113,7 @@ def run(
     def measure(contender: Contender) -> dict[str, float]:
         measured.append(contender.name)
         if contender.name in fails:
-            raise Failed(contender.name)
+            raise failure(contender.name)
         return {"row": 1.0}
 
     rounds(results, "what", contenders(*names), schedule, measure, cpus=CPUS)
@@ -132,6 +138,18 @@ def test_a_failure_takes_its_own_signs_along(monkeypatch: pytest.MonkeyPatch) ->
     assert len(results.failures) == 2
     assert [block.contender for block in results.blocks] == ["b", "b"]
     assert sorted(measured) == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen", "told"), [(Failed, LOUD, 1), (Starved, LOUD, 0), (Starved, QUIET, 1), (Failed, QUIET, 1)]
+)
+def test_a_block_that_was_starved_by_others_is_disturbed_and_not_failed(
+    monkeypatch: pytest.MonkeyPatch, failure: type[Failed], seen: Signs, told: int
+) -> None:
+    results, _ = run(monkeypatch, Schedule(1, 1), "a", [seen], fails="a", failure=failure)
+    assert len(results.failures) == told
+    assert len(results.blocks) == 1 - told
+    assert results.rounds == [{}]
 
 
 def test_every_second_round_mirrors_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
