@@ -18,7 +18,7 @@ from statistics import median
 from bench.quiet import Moment, Process
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-SPIN = bytes(1 << 18)  # a third of a millisecond
+SPIN = bytes(1 << 18)  # to be hashed in some tenths of a millisecond
 SPINS = 5
 OF_KERNEL = 0x00200000  # PF_KTHREAD, in the flags of proc(5)
 

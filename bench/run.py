@@ -150,7 +150,7 @@ def main() -> int:
     from bench.net import suite as net  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="four minutes instead of fifteen")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, and wider intervals")
     parser.add_argument("--workers", type=int, default=1, help="CPUs of the load balancers")
     suites, names = (LOOPBACK, *IN_NAMESPACES), tuple(dict.fromkeys((*NAMES, *net_report.NAMES)))
     choices = (*suites, *names)
