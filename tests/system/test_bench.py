@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.machine import split_cpus
+from bench.net.contenders import enter_all
 from bench.net.course import course
 from bench.net.report import AGAIN, CONNECTED, CONNECTIONS, FORWARDING, FRAMES, remarks
-from bench.net.suite import SUITES, TINY, measure
+from bench.net.suite import SUITES, TINY, measure, servers
 from bench.report import table
 from bench.rows import Tools
 from bench.run import compile_load
-from support.netns import ip
+from support.netns import inside, ip
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
 
@@ -43,6 +45,16 @@ def test_every_contender_gets_every_figure_and_nothing_is_left(tools: Tools, run
         assert all(name in heading.split() for name in names)
     assert "GRO are off" in "\n".join(remarks(results, tools.cpus))
     assert not namespaces()
+
+
+def test_no_connection_waits_where_the_next_contender_would_meet_it(tools: Tools, runtime: Path) -> None:
+    with course(tools.cpus) as made, servers(tools, made, runtime):
+        (entrant,) = enter_all(made, ("direct",), runtime)
+        assert tools.run(entrant.contender, "connect", 0.1, 4)["done"] > 0
+        for namespace in (made.clients, made.servers, str(entrant.lane.balancer)):
+            with inside(namespace):
+                sockets = Path("/proc/thread-self/net/sockstat").read_text()
+            assert re.search(r"^TCP: .* tw 0 ", sockets, re.MULTILINE), sockets
 
 
 def test_a_course_goes_also_when_something_fails(tools: Tools) -> None:

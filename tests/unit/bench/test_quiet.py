@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bench import report
 from bench import rounds as rounds_module
 from bench.contenders import Contender, Place
 from bench.machine import Cpus, moment, processes
+from bench.net import report as net_report
 from bench.net.report import AGAIN, CONNECTIONS, FEWEST, OURS
 from bench.quiet import Moment, Process, Signs, signs, usual
 from bench.report import disturbances, table
 from bench.results import Block, Results
 from bench.rounds import Schedule, Watch, rounds
-from bench.rows import Failed, Starved
+from bench.rows import Failed, Starved, Tools
 from support.wait import until
 
 BENCH, SERVER, OTHER, SHELL = 100, 101, 500, 501
@@ -213,6 +216,24 @@ def test_what_was_discarded_is_counted_with_its_reason_and_kept_in_the_samples()
     assert len(discarded) == 6
     assert discarded[0]["reason"] == "foreign"
     assert discarded[0]["figures"] == {"conn_rate": 1.0}
+
+
+@pytest.mark.parametrize("remarks", [report.remarks, net_report.remarks])
+def test_both_reports_tell_what_was_discarded(remarks: Callable[[Results, Cpus], list[str]]) -> None:
+    assert disturbances(connected(3, disturbed=2))[0] in remarks(connected(3, disturbed=2), CPUS)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("errors", "expected"), [(0, Starved), (1, Failed)])
+def test_a_load_that_got_nothing_done_was_starved_unless_it_met_errors(
+    tmp_path: Path, errors: int, expected: type[Failed]
+) -> None:
+    load = tmp_path / "load"
+    load.write_text(f'#!/bin/sh\necho \'{{"done": 0, "errors": {errors}}}\'\n')
+    load.chmod(0o755)
+    with pytest.raises(Failed) as raised:
+        Tools(load, CPUS).run(contenders("a")[0], "connect")
+    assert type(raised.value) is expected
 
 
 def test_a_load_is_chosen_by_all_blocks() -> None:
