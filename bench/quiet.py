@@ -78,14 +78,16 @@ def signs(before: Moment, after: Moment, bench: int, usual_spin_s: float) -> Sig
 
 def _foreign_s(before: Mapping[int, Process], after: Mapping[int, Process], bench: int) -> float:
     """CPU time of everybody else. What ended meanwhile is found again in its parent's ``children_s``."""
-    grown = gone = 0.0
+    running = ended = 0.0
     for pid in _others(after, bench):
         was = before.get(pid, Process(0, 0.0, 0.0))
-        grown += max(0.0, after[pid].run_s - was.run_s) + max(0.0, after[pid].children_s - was.children_s)
+        running += max(0.0, after[pid].run_s - was.run_s)
+        ended += max(0.0, after[pid].children_s - was.children_s)
     for pid in _others(before, bench):
         if pid not in after:
-            gone += before[pid].run_s + before[pid].children_s
-    return max(0.0, grown - gone)
+            ended -= before[pid].run_s + before[pid].children_s
+    # A parent that does not wait for its children is never charged with them: that must not hide what others did.
+    return running + max(0.0, ended)
 
 
 def _others(processes: Mapping[int, Process], bench: int) -> Iterable[int]:

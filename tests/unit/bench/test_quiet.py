@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_process_that_came_and_went_is_found_with_its_parent() -> None:
 def test_what_a_process_had_before_the_block_does_not_count_when_it_ends_in_it() -> None:
     assert reason(at(0.0, other=50.0), at(1.0, ended=50.01)) is None
     assert reason(at(0.0, other=50.0), at(1.0, ended=50.5)) == "foreign"
+
+
+def test_a_process_whose_parent_does_not_wait_for_it_hides_nobody_when_it_ends() -> None:
+    before, after = at(0.0, other=50.0), at(1.0)
+    processes = {**after.processes, OTHER + 9: Process(1, 0.5, 0.0)}
+    assert reason(before, replace(after, processes=processes)) == "foreign"
 
 
 @pytest.mark.parametrize(("stolen", "expected"), [(0.02, None), (0.03, "steal")])
