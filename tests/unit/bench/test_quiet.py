@@ -253,9 +253,11 @@ def test_a_load_is_chosen_by_all_blocks() -> None:
 def test_the_kernel_tells_what_another_process_uses() -> None:
     before = moment(CPUS)
     with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as hog:
-        until(lambda: (it := processes().get(hog.pid)) is not None and it.run_s > 0.1, 20, "it has used CPU time")
-        after = moment(CPUS)
-        hog.kill()
+        try:
+            until(lambda: (it := processes().get(hog.pid)) is not None and it.run_s > 0.1, 10, "it has used CPU time")
+            after = moment(CPUS)
+        finally:
+            hog.kill()
     used_s = after.processes[hog.pid].run_s
     span_s = after.at_s - before.at_s
     assert 2 not in after.processes, "a thread of the kernel"
