@@ -36,7 +36,7 @@ ROWS = (
 )
 
 
-PROXIES = Layout(ROWS, ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct"))
+PROXIES = Layout(ROWS, ("fairlead", "haproxy", "haproxy-splice", "nginx", "direct"), fewest=3)
 
 
 def verdict(row: Row, ratio: Ratio | None) -> str:
@@ -58,7 +58,7 @@ def verdict(row: Row, ratio: Ratio | None) -> str:
 def too_few(results: Results, row: Row, layout: Layout, ratio: Ratio | None) -> str:
     """What voids a row of which too little is left, once the disturbed blocks are discarded; empty when enough is."""
     pairs = ratio.rounds if ratio is not None else 0
-    both = all(results.was_measured(name, row.name) for name in (layout.ours, row.over))
+    both = all(results.was_timed(name, row.name) for name in (layout.ours, row.over))
     return f"void: {pairs} undisturbed pairs" if both and pairs < layout.fewest else ""
 
 
@@ -67,7 +67,7 @@ def table(results: Results, layout: Layout) -> str:
     lines = [["", *layout.names, f"of {layout.over} (95 %)", "A/A", "verdict"]]
     for row in layout.rows:
         figures = [results.values(name, row.name) for name in layout.names]
-        if not any(figures) and not any(results.was_measured(name, row.name) for name in layout.names):
+        if not any(figures) and not any(results.was_timed(name, row.name) for name in layout.names):
             continue
         ratio = results.ratio(row.name, row.over, layout.ours)
         control = results.ratio(row.name, layout.again, layout.ours)

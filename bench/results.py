@@ -85,9 +85,9 @@ class Results:
         self.blocks.append(block)
         return block.disturbed is None
 
-    def was_measured(self, contender: str, row: str) -> bool:
-        """Whether there is any figure, be it of a disturbed block."""
-        return any(block.contender == contender and row in block.figures for block in self.blocks)
+    def was_timed(self, contender: str, row: str) -> bool:
+        """Whether there is any figure that could be disturbed, be it discarded."""
+        return any(b.contender == contender and row in b.figures and b.signs is not None for b in self.blocks)
 
     def values(self, contender: str, row: str) -> list[float]:
         """Figures of all rounds that have them."""

@@ -213,6 +213,25 @@ def test_a_row_of_which_too_little_is_left_is_void(pairs: int, expected: str) ->
     assert next(line for line in text.splitlines() if line.startswith("B8 new")).endswith(expected)
 
 
+def test_what_is_counted_and_not_timed_needs_no_second_pair() -> None:
+    gathered = Results({})
+    figures = {name: {"idle_bytes": 9.0} for name in ("fairlead", "haproxy")}
+    for name, found in figures.items():
+        gathered.keep(Block("memory", 1, name, found, None))
+    gathered.add(figures)
+    assert "void" not in table(gathered, report.PROXIES)
+
+
+def test_on_loopback_two_pairs_are_too_few() -> None:
+    gathered = Results({})
+    for number in range(2):
+        figures = {name: {"conn_rate": 9.0} for name in ("fairlead", "haproxy")}
+        for name, found in figures.items():
+            gathered.keep(Block("connections", number, name, found, QUIET))
+        gathered.add(figures)
+    assert "void: 2 undisturbed pairs" in table(gathered, report.PROXIES)
+
+
 def test_what_was_discarded_is_counted_with_its_reason_and_kept_in_the_samples() -> None:
     gathered = connected(3, disturbed=2)
     gathered.keep(Block("memory", 0, OURS, {"idle_bytes": 1.0}, None))
