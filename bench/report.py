@@ -79,7 +79,7 @@ def table(results: Results, layout: Layout) -> str:
         ])  # fmt: skip
     if len(lines) == 1:
         return ""
-    return aligned(lines) + ("\n\n" + _to_everybody(results, layout) if layout.everybody else "")
+    return "\n\n".join(filter(None, [aligned(lines), _to_everybody(results, layout) if layout.everybody else ""]))
 
 
 def _to_everybody(results: Results, layout: Layout) -> str:
@@ -89,7 +89,7 @@ def _to_everybody(results: Results, layout: Layout) -> str:
         ratios = [results.ratio(row.name, other, layout.ours) for other in others]
         if any(ratios):
             lines.append([row.label, *(str(ratio or "-") for ratio in ratios)])
-    return aligned(lines)
+    return aligned(lines) if len(lines) > 1 else ""
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -211,6 +211,7 @@ def connected(pairs: int, disturbed: int) -> Results:
 def test_a_row_of_which_too_little_is_left_is_void(pairs: int, expected: str) -> None:
     text = table(connected(pairs, disturbed=4), CONNECTIONS)
     assert next(line for line in text.splitlines() if line.startswith("B8 new")).endswith(expected)
+    assert ("as a multiple of" in text) == (pairs > 0)
 
 
 def test_what_is_counted_and_not_timed_needs_no_second_pair() -> None:
