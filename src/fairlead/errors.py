@@ -4,7 +4,8 @@
 FairleadError
 ├── ConfigError            the configuration cannot be used (one or many Problems)
 ├── UnsupportedFeature     valid, but this version, host or engine cannot do it
-│   └── VerifierRejected   the kernel does not accept an XDP program
+│   ├── VerifierRejected   the kernel does not accept an XDP program
+│   └── OffLink            dsr to a server behind a gateway
 ├── DataPlaneError         the data plane refused or did not answer
 ├── NotFound               a named pool, server or service does not exist
 ├── Conflict               the request does not fit the present state
@@ -72,6 +73,10 @@ class VerifierRejected(UnsupportedFeature):
         verdict = words[-1] if words else "no reason given"
         super().__init__(program, f"the kernel's verifier refuses it ({verdict.strip()}); it needs Linux 5.18 or later")
         self.log = log
+
+
+class OffLink(UnsupportedFeature):
+    """Packets of ``name`` do not get to a server behind a gateway; how the network is, and not this node's failure."""
 
 
 class DataPlaneError(FairleadError):

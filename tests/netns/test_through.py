@@ -253,16 +253,29 @@ def test_a_segment_fits_the_tunnel_however_long_the_request(bed: Crossing, run: 
 def test_dsr_does_not_reach_behind_a_gateway_and_so_does_no_probe(bed: Crossing, runtime: Path) -> None:
     """Here the gateway is the server itself, which would take the packet in; the XDP program drops all of them."""
     text = f"""
-services: {{web: {{listen: 10.9.0.100:80, pool: p, forwarding: dsr}}}}
+services:
+  web: {{listen: 10.9.0.100:80, pool: web, forwarding: dsr}}
+  dns: {{listen: 10.9.0.100:53, protocol: udp, pool: dns, forwarding: dsr}}
 pools:
-  p: {{servers: ["10.0.7.10:80", "10.0.1.207:80"], health: {TCP}}}
+  web: {{servers: ["10.0.7.10:80", "10.0.1.207:80"], health: {TCP}}}
+  dns: {{servers: ["10.0.7.10:53", "10.0.1.207:53"], health: {UDP}}}
 xdp: {{flow_table: 4096}}
 {HELD}"""
     daemon = Daemon(bed.balancer, runtime, text)
+    behind = ("web/10.0.7.10:80", "dns/10.0.7.10:53")
     try:
         daemon.start()
-        until(lambda: daemon.metric("probes_total", address="10.0.7.10:80") > 5, 5, "probed")
-        assert down(daemon) == {"p/10.0.7.10:80"}
+        for key in behind:
+            until(lambda: daemon.server(key)["down_reason"] == "off_link", 3, "it is said why")  # noqa: B023
+            assert "10.0.7.10 is behind the gateway 10.0.1.207" in daemon.server(key)["detail"]
+        until(lambda: down(daemon) == set(behind), 3, "the gateway itself is a server like any other")
+        link = json.loads(bed.servers["s1"].node.ip("-j", "link", "show", "eth1"))[0]["address"]
+        bed.balancer.ip("neigh", "replace", "10.0.7.10", "lladdr", link, "dev", "eth1", "nud", "permanent")
+        bed.balancer.ip("route", "add", "10.0.7.10/32", "dev", "eth1")
+        until(lambda: all_up(daemon), INTERVAL_S + TIMEOUT_S + 1, "on the link it is reached at once")
+        bed.balancer.ip("route", "del", "10.0.7.10/32", "dev", "eth1")
+        until(lambda: down(daemon) == set(behind), INTERVAL_S * (FALL + 1) + TIMEOUT_S + 1, "and lost again")
+        until(lambda: {daemon.server(key)["down_reason"] for key in behind} == {"off_link"}, 1, "it is said why")
     finally:
         daemon.end()
 

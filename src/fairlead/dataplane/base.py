@@ -98,7 +98,12 @@ class DataPlane(Protocol):
         """Let marked packets take exactly these ways of services to servers; ``mark_of`` says what prevents it."""
 
     def mark_of(self, way: Way) -> int:
-        """What packets bear (SO_MARK) that take this way; raises FairleadError with what to do when they cannot."""
+        """What packets bear (SO_MARK) that take this way.
+
+        Raises:
+            OffLink: They do not get to the server by it.
+            FairleadError: They cannot take it; with what to do.
+        """
 
     def packets_of(self, way: Way) -> int:
         """How many packets have taken this way so far."""

@@ -38,6 +38,7 @@ class DownReason(StrEnum):
     REFUSED = "refused"
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
+    OFF_LINK = "off_link"  # dsr: the server is behind a gateway
     RESET = "reset"
     CLOSED = "closed"  # the server closed before answering
     TLS_FAILED = "tls_failed"

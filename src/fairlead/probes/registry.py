@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
-from fairlead.errors import FairleadError
+from fairlead.errors import FairleadError, OffLink
 from fairlead.model.health import ProbeResult, ProbeTarget, Way
 from fairlead.model.pool import MonitorType
 from fairlead.model.reasons import DownReason
@@ -56,7 +56,12 @@ class Ways(Protocol):
     """Who lets marked packets take the way of a service's; the data plane."""
 
     def mark_of(self, way: Way) -> int:
-        """What packets bear that take this way; raises FairleadError with what to do when they cannot."""
+        """What packets bear that take this way.
+
+        Raises:
+            OffLink: They do not get to the server by it.
+            FairleadError: They cannot take it; with what to do.
+        """
 
     def packets_of(self, way: Way) -> int:
         """How many packets have taken it so far."""
@@ -101,6 +106,8 @@ async def _by_way(target: ProbeTarget, deadline: Deadline, ways: Ways | None) ->
         except ProbeFailed as failed:
             failure = failed
         beside = ways.packets_of(way) == before
+    except OffLink as error:
+        raise ProbeFailed(DownReason.OFF_LINK, printable(error.needs, 200)) from error
     except FairleadError as error:
         raise ProbeFailed(DownReason.LOCAL_ERROR, f"this node: {printable(str(error), 200)}") from error
     if beside and (failure is None or failure.reason not in _UNANSWERED):

@@ -17,7 +17,7 @@ from fairlead.dataplane.xdp.filters import FOUND, MADE, PRIORITY
 from fairlead.dataplane.xdp.host import Host, Routes
 from fairlead.dataplane.xdp.libbpf import LoadedObject, TcHook
 from fairlead.dataplane.xdp.ways import Ways
-from fairlead.errors import UnsupportedFeature
+from fairlead.errors import OffLink, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import Protocol
 from fairlead.model.service import Forwarding, Passage
@@ -167,6 +167,39 @@ def test_another_family_is_probed_from_an_address_that_is_no_vip(made: Made) -> 
     made.ways.remove()
     made.ways.set(frozenset({crossing}))
     assert made.record(crossing).near == abi.packed(ip_address("2001:db8::1")), "better beside the VIP"
+
+
+@pytest.mark.parametrize("forwarding", [Forwarding.DSR, Forwarding.TUNNEL])
+def test_dsr_ends_at_the_link_and_who_is_behind_it_is_named(made: Made, forwarding: Forwarding) -> None:
+    far, near = way("10.7.0.2", forwarding=forwarding), way("10.0.0.2", forwarding=forwarding)
+    ip("route", "add", "10.7.0.0/24", "via", "10.0.0.9")
+    made.ways.set(frozenset({far, near}))
+    assert made.ways.mark_of(near)
+    if forwarding is Forwarding.TUNNEL:
+        assert made.ways.mark_of(far)
+        return
+    with pytest.raises(OffLink, match=r"10\.7\.0\.2 is behind the gateway 10\.0\.0\.9.* `forwarding: tunnel`"):
+        made.ways.mark_of(far)
+    ip("route", "replace", "10.7.0.0/24", "dev", "eth1")
+    assert made.ways.mark_of(far), "it is asked again"
+
+
+def test_a_route_is_asked_only_while_no_packet_takes_the_way(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(made.host, "gateway", asked.append)
+    near = way(forwarding=Forwarding.DSR)
+    made.ways.set(frozenset({near}))
+    made.ways.mark_of(near)
+    assert asked == [near.server]
+    record = made.record(near)
+    assert asked == [near.server] * 2
+    loaded = made.ways._loaded
+    assert loaded is not None
+    for packets in (1, 2):
+        counted = record.pack()[: ways.PACKETS] + packets.to_bytes(8, "little")
+        loaded.maps["ways"].put(made.ways._marks[near].to_bytes(4, "little"), counted)
+        made.ways.mark_of(near)
+    assert asked == [near.server] * 2
 
 
 def test_filters_that_were_taken_away_come_back(made: Made) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.errors import UnsupportedFeature
+from fairlead.errors import OffLink, UnsupportedFeature
 from fairlead.model.health import ProbeResult, ProbeTarget, Way
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.model.pool import HealthMonitor, HttpExpectation, MonitorType, UdpExpectation
@@ -59,6 +59,16 @@ class Broken:
         raise AssertionError(way)
 
 
+class Short:
+    """Ways that do not get as far as the server."""
+
+    def mark_of(self, way: Way) -> int:
+        raise OffLink(f"probing through {way.passage.vip}", f"{way.server} is behind a gateway: move it")
+
+    def packets_of(self, way: Way) -> int:
+        raise AssertionError(way)
+
+
 def told(result: ProbeResult) -> tuple[DownReason | None, str]:
     return result.reason, result.detail
 
@@ -97,6 +107,14 @@ async def test_without_a_way_nothing_is_sent() -> None:
         assert "give this node a kernel" in detail
         reason, detail = told(await probe(target(port)))
     assert (reason, "nothing here can send by the way" in detail) == (DownReason.LOCAL_ERROR, True)
+
+
+@pytest.mark.parametrize("kind", [MonitorType.TCP, MonitorType.UDP])
+async def test_a_way_that_is_too_short_is_how_the_network_is_and_not_this_nodes_failure(kind: MonitorType) -> None:
+    """So it counts, and by the same name whatever the probe speaks."""
+    expected: dict[str, Any] = {"udp": UdpExpectation(b"x")} if kind is MonitorType.UDP else {}
+    result = await probe(target(9, kind, **expected), Short())
+    assert told(result) == (DownReason.OFF_LINK, "through 192.0.2.9:9: 127.0.0.1 is behind a gateway: move it")
 
 
 def test_a_target_without_its_mark_has_no_destination() -> None:

@@ -57,6 +57,12 @@ class Host:
             route = routes.get(server)
         return route.source if route is not None else None
 
+    def gateway(self, server: IPAddress) -> IPAddress | None:
+        """What a server is behind; None when it is on the link, or there is no route to it."""
+        with Routes() as routes:
+            route = routes.get(server)
+        return route.gateway if route is not None and route.usable else None
+
     def snat(self, servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
         """What fullnat sends from."""
         if self._settings.snat is not None:

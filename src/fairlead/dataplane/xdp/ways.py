@@ -18,7 +18,7 @@ from fairlead.dataplane.xdp.host import Host, Routes
 from fairlead.dataplane.xdp.kernel import interfaces
 from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject
 from fairlead.dataplane.xdp.records import FORWARDINGS, PROTOCOLS, u32
-from fairlead.errors import FairleadError, UnsupportedFeature
+from fairlead.errors import FairleadError, OffLink, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
@@ -46,6 +46,7 @@ class Ways:
         self._records: dict[Way, bytes] = {}  # as written
         self._incomplete: set[Way] = set()  # written before everything was known
         self._homeless: set[Way] = set()  # of these: no address is known to come from
+        self._counts: dict[Way, int] = {}  # packets that had taken it when a mark was last asked for
         self._last = 0
         self._why: str | None = NOT_YET
         self._loaded: LoadedObject | None = None
@@ -57,7 +58,8 @@ class Ways:
         """What packets bear that take this way.
 
         Raises:
-            UnsupportedFeature: They cannot; with what to do.
+            OffLink: They do not get to the server by it.
+            UnsupportedFeature: They cannot take it; with what to do.
         """
         name = f"probing through {way.passage.vip}"
         if self._why is not None:
@@ -70,7 +72,23 @@ class Ways:
         if way in self._homeless:
             family = way.passage.vip.address.version
             raise UnsupportedFeature(name, f"this node has no IPv{family} address but VIPs to probe from: give it one")
+        if way.passage.forwarding is Forwarding.DSR:
+            self._check_link(way)
         return mark
+
+    def _check_link(self, way: Way) -> None:
+        """See that a server is no farther than dsr reaches; the route is asked only when no packet came through."""
+        before, now = self._counts.get(way, 0), self.packets_of(way)
+        self._counts[way] = now
+        if now != before:
+            return
+        gateway = self._host.gateway(way.server)
+        if gateway is not None:
+            raise OffLink(
+                f"probing through {way.passage.vip}",
+                f"{way.server} is behind the gateway {gateway}, and dsr reaches servers on the link alone: put it on "
+                "the same link, or use `forwarding: tunnel`",
+            )
 
     def packets_of(self, way: Way) -> int:
         """How many packets have taken this way."""
@@ -92,6 +110,7 @@ class Ways:
             for way in self._marks.keys() - self._wanted:
                 self._ways.delete(u32(self._marks.pop(way)))
                 self._records.pop(way)
+                self._counts.pop(way, None)
                 self._incomplete.discard(way)
                 self._homeless.discard(way)
             self._have()
@@ -182,7 +201,7 @@ class Ways:
 
     def let_go(self) -> None:
         """Leave the filters; they do nothing without probes."""
-        self._marks, self._records, self._wanted = {}, {}, frozenset()
+        self._marks, self._records, self._counts, self._wanted = {}, {}, {}, frozenset()
         self._incomplete, self._homeless = set(), set()
         self._why = NOT_YET
         with self._reading:
