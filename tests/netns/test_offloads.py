@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.crossing import Crossing, Daemon, crossing, udp_ask
+from support.netns import ip
 from support.wait import until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
@@ -109,5 +111,30 @@ def test_f23_what_a_neighbour_did_not_cut_is_dropped_by_name_and_never_corrupted
             bed.client.run("ethtool", "-K", "eth0", "tso", "off", "gso", "off")  # the remedy
             bed.curl("http://10.9.0.100:80/data/x", "-H", "Expect:", "-T", str(body))
             assert sha256((runtime / "s1" / "data" / "x").read_bytes()) == sha256(body.read_bytes())
+        finally:
+            daemon.end()
+
+
+def test_f23_a_datagram_too_long_to_be_summed_up_is_dropped_by_name(runtime: Path) -> None:
+    """Generic mode, links of 64 KB: up to 16 KB are summed up, what is longer may have the checksum of its sender."""
+    with crossing(runtime) as bed:
+        inside = bed.add_server("s1", 10)
+        inside.echo(runtime, "0.0.0.0", 53)
+        for node in bed.net.nodes.values():
+            for link in json.loads(node.run("ip", "-j", "link", "show", "type", "veth")):
+                node.ip("link", "set", link["ifname"], "mtu", "65535")
+        for port in json.loads(ip("-n", bed.net.name, "-j", "link", "show", "type", "veth")):
+            ip("-n", bed.net.name, "link", "set", port["ifname"], "mtu", "65535")
+        daemon = Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: generic}}\n")
+        try:
+            daemon.start()
+            content = os.urandom(20_000)
+            assert udp_ask(bed.client, VIPS[0], 53, content) == b"s1 " + content, "its sender summed it up"
+            bed.client.run("ethtool", "-K", "eth0", "tx", "on")
+            assert udp_ask(bed.client, VIPS[0], 53, content[:16_000]) == b"s1 " + content[:16_000]
+            assert "DROP_CHECKSUM" not in bed.counters()
+            assert udp_ask(bed.client, VIPS[0], 53, content, timeout_s=0.5) == b""
+            assert bed.counters()["DROP_CHECKSUM"] == 1
+            until(lambda: daemon.metric("xdp_packets_total", fate="drop_checksum") == 1, 3, "it is a metric")
         finally:
             daemon.end()

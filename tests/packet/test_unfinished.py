@@ -28,7 +28,7 @@ from support.packets import (
     udp,
     unfinished,
 )
-from support.xdp import INSIDE, NARROW, OUTSIDE, Port, open_bed
+from support.xdp import INSIDE, NARROW, OUTSIDE, Port, ip, open_bed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -159,3 +159,34 @@ def test_f23_what_is_larger_than_its_interface_lets_in_was_merged_and_is_dropped
     assert (out.verdict, out.counter) == (DROP, Counter.DROP_MERGED)
     fits = ipv4(e.source, e.destination, TCP, tcp(e, ACK, bytes(1460)), fragment=0x4000)
     assert world.both(frame(fits, source=CLIENT_MAC)).counter is None
+
+
+@pytest.fixture
+def jumbo(namespace: None) -> Iterator[World]:
+    """Frames may have several buffers, of which the program reads the first alone; the inside takes long ones."""
+    ip("link", "set", INSIDE.name, "mtu", "9000")
+    try:
+        with open_bed(multi_buffer=True, unfinished_sums=1) as bed:
+            made = World(bed)
+            for number, address in ((1, "10.0.1.10:8080"), (2, "10.0.1.200:8080")):  # the second is never resolved
+                made.server(number, address)
+                made.service(number, "nat", (number,), (0,))
+                for protocol in (TCP, UDP):
+                    made.listen(number, "10.0.0.100", protocol, 79 + number)
+            yield made
+    finally:
+        ip("link", "set", INSIDE.name, "mtu", str(INSIDE.mtu))
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("port", [80, 81], ids=["to a server", "to the stack, which resolves it"])
+def test_f23_what_is_too_long_to_be_summed_up_is_dropped_by_name(jumbo: World, port: int, protocol: int) -> None:
+    """A finished one of the same length goes on, for its checksum is changed and not made."""
+    e = ends(CLIENT[4], VIP[4].format(port))
+    for size, fate in ((3000, None), (6000, Counter.DROP_CHECKSUM)):
+        raw = segment(e, protocol, bytes(size), SYN)
+        resolving = Counter.PASS_UNRESOLVED if port == 81 else None
+        assert jumbo.send(frame(packet(e, protocol, raw))).counter is resolving, size
+        left = jumbo.send(frame(packet(e, protocol, unfinished(e, protocol, raw))))
+        assert left.counter is (fate or resolving), size
+        assert left.verdict == (DROP if fate else PASS if resolving else REDIRECT), size

@@ -336,15 +336,24 @@ def sized(entries: int) -> tuple[dict[str, int], dict[str, int]]:
 
 
 @contextlib.contextmanager
-def open_bed(*, entries: int = 65536, **constants: int) -> Iterator[Bed]:
-    """A bed in the present namespace, on one CPU, with flow tables of ``entries``; ``constants`` of the program."""
+def open_bed(*, entries: int = 65536, multi_buffer: bool = False, **constants: int) -> Iterator[Bed]:
+    """A bed in the present namespace, on one CPU.
+
+    Args:
+        entries: Of the flow tables.
+        multi_buffer: What is longer than a page comes in several buffers; else it is cut off.
+        constants: Of the program.
+    """
     allowed = os.sched_getaffinity(0)
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     sizes, masks = sized(entries)
     try:
         loaded = LoadedObject(
-            program_object(), constants={"fragment_ttl": 100_000, **masks, **constants}, max_entries=sizes
+            program_object(),
+            constants={"fragment_ttl": 100_000, "multi_buffer": int(multi_buffer), **masks, **constants},
+            max_entries=sizes,
+            multi_buffer=multi_buffer,
         )
         bed = Bed(loaded, cpu)
         try:
