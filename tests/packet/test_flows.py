@@ -230,6 +230,29 @@ def test_the_brake(world: World) -> None:
     assert [server_of(out) for out in again] == [server_of(out.frame) for out in outs]
 
 
+def lost(world: World, ports: range) -> tuple[int, int]:
+    """New flows that fullnat dropped because they were not stored, and how many of those the table had no place for."""
+    before = world.bed.counters()
+    for port in ports:
+        world.bed.send(tcp_frame(f"198.51.100.2:{port}", VIP, SYN))
+    after = world.bed.counters()
+    dropped, full = (after[c] - before[c] for c in (Counter.DROP_NOT_STORED, Counter.STORE_FAILED))
+    return dropped, full
+
+
+def test_fullnat_drops_what_the_brake_stops_and_it_was_not_the_table(world: World) -> None:
+    """Without an entry replies could not be turned back; stored flows go on. `store_failed` tells the two apart."""
+    world.snat("10.0.1.1")
+    world.service(1, "fullnat", SERVERS, SLOTS)
+    first = server_of(world.bed.send(tcp_frame(client(1), VIP, SYN)).packet)
+    world.bed.settings(dataclasses.replace(world.settings, brake=20), snat=("10.0.1.1",))
+    dropped, full = lost(world, range(1, 501))
+    assert dropped > 100
+    assert full == 0
+    again = world.bed.send(tcp_frame(client(1), VIP, ACK))
+    assert (again.verdict, server_of(again.packet)) == (REDIRECT, first)
+
+
 def test_f28_the_brake_keeps_no_connection_with_the_server_of_the_one_before(world: World) -> None:
     """A port that is used again gets a new server; what it said to the old one must not send the rest there."""
     first = [server_of(world.both(tcp_frame(client(n), VIP, SYN)).frame) for n in range(60)]
@@ -329,6 +352,17 @@ def test_a_new_flow_takes_the_place_of_one_that_is_only_new(narrow: World) -> No
     after = narrow.bed.counters()
     assert after[Counter.NEW_FLOW] - before[Counter.NEW_FLOW] == 100
     assert after[Counter.STORE_FAILED] == before[Counter.STORE_FAILED]
+
+
+def test_fullnat_drops_what_a_full_table_has_no_place_for_and_counts_both(narrow: World) -> None:
+    """Where it is the table, each drop has its `store_failed`."""
+    for n in range(800):
+        narrow.bed.send(tcp_frame(client(n), VIP, SYN))
+        narrow.bed.send(tcp_frame(client(n), VIP, ACK))
+    narrow.snat("10.0.1.1")
+    narrow.service(1, "fullnat", SERVERS, SLOTS)
+    dropped, full = lost(narrow, range(1, 201))
+    assert dropped == full > 0
 
 
 def test_a_full_table_of_established_flows_takes_no_more(narrow: World) -> None:
