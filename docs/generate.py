@@ -16,6 +16,7 @@ import click
 from prometheus_client import Metric
 
 from fairlead.api import metrics, openapi, routes
+from fairlead.cli import exits
 from fairlead.cli.local import LocalVerbs
 from fairlead.cli.main import build
 from fairlead.config import reference
@@ -34,6 +35,22 @@ SIGNALS = """\
 | INT | hands its VIPs over and ends now; connections are reset |
 | USR1 | prints the whole state as JSON |
 | USR2 | ends the agent alone; workers and VIPs stay as they are, and the next agent takes them over |
+"""
+EXIT_CODES = f"""\
+## Exit codes
+
+| code | means |
+|---|---|
+| {exits.FINE} | fine |
+| {exits.FAILED} | it could not be done, and standard error says why: a server that does not exist, a change that \
+was refused, a finding of `doctor` that is an error; for `run`, what this host lacks or has in the way, such as \
+another XDP program on an interface, which stays (the configuration may be right, so it is not {exits.INVALID}) |
+| 2 | wrong usage |
+| {exits.INVALID} | the configuration is invalid; nothing was changed |
+| {exits.NO_DAEMON} | no daemon answers on the socket |
+| {exits.INTERRUPTED} | interrupted (SIGINT) |
+| {exits.READER_GONE} | nobody reads the output any more (SIGPIPE) |
+
 """
 EXAMPLES = """\
 ```console
@@ -54,7 +71,7 @@ def command_line() -> str:
         options = [_option(option) for option in command.params if isinstance(option, click.Option)]
         if options:
             parts += ["| option | meaning |\n|---|---|", *options, ""]
-    return "\n".join([*parts, SIGNALS])
+    return "\n".join([*parts, EXIT_CODES + SIGNALS])
 
 
 def _paragraphs(text: str | None) -> str:

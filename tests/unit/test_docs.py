@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
+from fairlead.cli import exits
 from fairlead.cli.local import LocalVerbs
 from fairlead.cli.main import build
 from fairlead.config.load import Source, load
@@ -46,6 +48,14 @@ def test_every_metric_and_verb_is_there(generate: ModuleType) -> None:
     assert all(
         f"## fairlead {verb}\n" in verbs for verb in ("run", "demo", "check", "show", "drain", "weight", "reload")
     )
+
+
+def test_every_exit_code_is_explained(generate: ModuleType) -> None:
+    """And which it is when the host, not the file, is at fault (F20)."""
+    codes = {value for value in vars(exits).values() if isinstance(value, int)} | {click.UsageError.exit_code}
+    rows = dict(re.findall(r"^\| (\d+) \| (.*) \|$", generate.command_line(), re.MULTILINE))
+    assert {int(code) for code in rows} == codes
+    assert "another XDP program" in rows[str(exits.FAILED)]
 
 
 def test_every_configuration_in_a_document_loads() -> None:
