@@ -76,13 +76,9 @@ def macs_of(client: Node, address: str) -> set[str]:
 
 @contextmanager
 def serving(bed: Crossing, directory: Path, text: str) -> Iterator[Daemon]:
-    daemon = Daemon(bed.balancer, directory, text)
-    try:
-        daemon.start()
+    with Daemon(bed.balancer, directory, text) as daemon:
         until(lambda: bed.balancer.holds(f"{VIP}/24"), 5, "the VIP is there")
         yield daemon
-    finally:
-        daemon.end()
 
 
 @pytest.fixture

@@ -102,13 +102,9 @@ def running(mode: str, runtime: Path) -> Iterator[tuple[Crossing, Daemon]]:
     with crossing(runtime) as bed:
         text = MODES[mode](bed, runtime)
         bed.ready()
-        daemon = Daemon(bed.balancer, runtime, text)
-        try:
-            daemon.start()
-            until(lambda: all(it["health"] != "down" for it in daemon.get("servers")), 10, "all servers are up")
+        with Daemon(bed.balancer, runtime, text) as daemon:
+            daemon.wait_until_up()
             yield bed, daemon
-        finally:
-            daemon.end()
 
 
 def test_all_servers_answer(running: tuple[Crossing, Daemon], mode: str) -> None:

@@ -47,12 +47,8 @@ def bed(runtime: Path) -> Iterator[Crossing]:
 
 @pytest.fixture
 def started(bed: Crossing, runtime: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    daemon = Daemon(bed.balancer, runtime, TEXT.format(flows=getattr(request, "param", 65536)))
-    try:
-        daemon.start()
+    with Daemon(bed.balancer, runtime, TEXT.format(flows=getattr(request, "param", 65536))) as daemon:
         yield daemon
-    finally:
-        daemon.end()
 
 
 @pytest.mark.parametrize("started", [1024], indirect=True)

@@ -40,12 +40,8 @@ def bed(runtime: Path) -> Iterator[Crossing]:
             for at in ("0.0.0.0", "::"):
                 server.echo(runtime, at, 7)
         made.ready()
-        daemon = Daemon(made.balancer, runtime, TEXT)
-        try:
-            daemon.start()
+        with Daemon(made.balancer, runtime, TEXT):
             yield made
-        finally:
-            daemon.end()
 
 
 def pieces(e: Ends, payload: bytes, identity: int) -> list[bytes]:

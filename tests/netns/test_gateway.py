@@ -26,23 +26,16 @@ CLIENT = "198.51.100.2"
 def bed(runtime: Path) -> Iterator[Crossing]:
     with crossing(runtime) as made:
         made.client.ip("address", "add", f"{CLIENT}/24", "dev", "eth0")
-        for number in (10, 11, 12):
-            server = made.add_server(f"s{number}", number)
-            server.start(runtime)
-            server.echo(runtime, "0.0.0.0", 53)
+        made.add_servers(10, 11, 12)
         made.ready()
         yield made
 
 
 @pytest.fixture
 def daemon(bed: Crossing, runtime: Path) -> Iterator[Daemon]:
-    made = Daemon(bed.balancer, runtime, (ROOT / "examples/gateway-nat.yaml").read_text())
-    try:
-        made.start()
-        until(lambda: all(it["health"] == "up" for it in made.get("servers")), 10, "all servers are up")
+    with Daemon(bed.balancer, runtime, (ROOT / "examples/gateway-nat.yaml").read_text()) as made:
+        made.wait_until_up()
         yield made
-    finally:
-        made.end()
 
 
 def test_curl_meets_every_server_and_they_see_the_client(bed: Crossing, daemon: Daemon) -> None:

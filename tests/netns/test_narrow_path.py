@@ -38,14 +38,10 @@ def bed(runtime: Path) -> Iterator[Crossing]:
         server = made.add_behind_router("s1", 7, NARROW, *VIPS, "10.9.0.101")
         server.start(runtime, 80)
         made.ready()
-        daemon = Daemon(made.balancer, runtime, TEXT)
-        try:
-            daemon.start()
+        with Daemon(made.balancer, runtime, TEXT):
             for address in ("10.0.7.10", "fd00:7::10", "10.9.0.2", "fd00:9::2"):
                 made.balancer.speak_to(address)  # as health checks and other traffic do: neighbours are resolved
             yield made
-        finally:
-            daemon.end()
 
 
 @pytest.mark.parametrize("vip", [*VIPS, "10.9.0.101"])

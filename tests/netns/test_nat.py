@@ -42,24 +42,16 @@ WEB = ("http://10.9.0.100", "http://[fd00:9::100]")
 @pytest.fixture
 def bed(runtime: Path) -> Iterator[Crossing]:
     with crossing(runtime) as made:
-        for number in (10, 11, 12):
-            server = made.add_server(f"s{number}", number)
-            server.start(runtime)
-            for at in ("0.0.0.0", "::"):
-                server.echo(runtime, at, 53)
+        made.add_servers(10, 11, 12)
         made.ready()
         yield made
 
 
 @pytest.fixture
 def daemon(bed: Crossing, runtime: Path) -> Iterator[Daemon]:
-    made = Daemon(bed.balancer, runtime, NAT)
-    try:
-        made.start()
-        until(lambda: all(it["health"] == "up" for it in made.get("servers")), 10, "all servers are up")
+    with Daemon(bed.balancer, runtime, NAT) as made:
+        made.wait_until_up()
         yield made
-    finally:
-        made.end()
 
 
 def test_clients_reach_all_servers_which_see_the_clients_themselves(bed: Crossing, daemon: Daemon) -> None:

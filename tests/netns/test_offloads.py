@@ -74,9 +74,7 @@ def test_f23_ten_megabytes_arrive_whole_in_both_directions(bed: Crossing, runtim
     content = os.urandom(10 << 20)
     body, got = runtime / "body", runtime / "got"
     body.write_bytes(content)
-    daemon = Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: {mode}}}\n")
-    try:
-        daemon.start()
+    with Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: {mode}}}\n"):
         shown = {"native": " xdp ", "generic": " xdpgeneric "}[mode]
         until(lambda: shown in bed.balancer.ip("link", "show", "eth0"), 5, f"{mode} mode")
         for vip in VIPS:
@@ -90,8 +88,6 @@ def test_f23_ten_megabytes_arrive_whole_in_both_directions(bed: Crossing, runtim
                 assert sha256(got.read_bytes()) == sha256(content), (vip, name)
                 stored.unlink()
             assert udp_ask(bed.client, vip, 53, content[:1400]) == b"s1 " + content[:1400]
-    finally:
-        daemon.end()
 
 
 def test_f23_what_a_neighbour_did_not_cut_is_dropped_by_name_and_never_corrupted(runtime: Path) -> None:
@@ -102,17 +98,13 @@ def test_f23_what_a_neighbour_did_not_cut_is_dropped_by_name_and_never_corrupted
         inside = bed.add_server("s1", 10)
         inside.start(runtime, 8080)
         bed.client.run("ethtool", "-K", "eth0", "tx", "on", "tso", "on", "gso", "on")
-        daemon = Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: generic}}\n")
-        try:
-            daemon.start()
+        with Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: generic}}\n") as daemon:
             bed.curl("http://10.9.0.100:80/data/x", "-H", "Expect:", "-T", str(body), "-m", "3", check=False)
             assert daemon.metric("xdp_packets_total", fate="drop_merged") > 0
             assert bed.counters().get("SENT_TOO_BIG", 0) == 0  # each of its parts is small enough
             bed.client.run("ethtool", "-K", "eth0", "tso", "off", "gso", "off")  # the remedy
             bed.curl("http://10.9.0.100:80/data/x", "-H", "Expect:", "-T", str(body))
             assert sha256((runtime / "s1" / "data" / "x").read_bytes()) == sha256(body.read_bytes())
-        finally:
-            daemon.end()
 
 
 def test_f23_a_datagram_too_long_to_be_summed_up_is_dropped_by_name(runtime: Path) -> None:
@@ -125,9 +117,7 @@ def test_f23_a_datagram_too_long_to_be_summed_up_is_dropped_by_name(runtime: Pat
                 node.ip("link", "set", link["ifname"], "mtu", "65535")
         for port in json.loads(ip("-n", bed.net.name, "-j", "link", "show", "type", "veth")):
             ip("-n", bed.net.name, "link", "set", port["ifname"], "mtu", "65535")
-        daemon = Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: generic}}\n")
-        try:
-            daemon.start()
+        with Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: generic}}\n") as daemon:
             content = os.urandom(20_000)
             assert udp_ask(bed.client, VIPS[0], 53, content) == b"s1 " + content, "its sender summed it up"
             bed.client.run("ethtool", "-K", "eth0", "tx", "on")
@@ -136,5 +126,3 @@ def test_f23_a_datagram_too_long_to_be_summed_up_is_dropped_by_name(runtime: Pat
             assert udp_ask(bed.client, VIPS[0], 53, content, timeout_s=0.5) == b""
             assert bed.counters()["DROP_CHECKSUM"] == 1
             until(lambda: daemon.metric("xdp_packets_total", fate="drop_checksum") == 1, 3, "it is a metric")
-        finally:
-            daemon.end()

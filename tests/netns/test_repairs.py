@@ -48,12 +48,8 @@ def bed(runtime: Path) -> Iterator[Crossing]:
 
 @pytest.fixture
 def daemon(bed: Crossing, runtime: Path) -> Iterator[Daemon]:
-    made = Daemon(bed.balancer, runtime, TEXT)
-    try:
-        made.start()
+    with Daemon(bed.balancer, runtime, TEXT) as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_f20_a_foreign_program_stays_and_the_error_says_what_to_do(bed: Crossing, runtime: Path) -> None:

@@ -451,9 +451,7 @@ def example_bed(runtime: Path) -> Iterator[Crossing]:
 def test_the_example_works_as_it_is(example_bed: Crossing, runtime: Path) -> None:
     """Four services, real traffic; probes find out what only the way of the service tells."""
     bed = example_bed
-    daemon = Daemon(bed.balancer, runtime, EXAMPLE.read_text())
-    try:
-        daemon.start()
+    with Daemon(bed.balancer, runtime, EXAMPLE.read_text()) as daemon:
         until(lambda: all_up(daemon), 5, "all servers are up")
         through = {(it["address"], it["through"]) for it in daemon.get("health")}
         assert through == {
@@ -482,5 +480,3 @@ def test_the_example_works_as_it_is(example_bed: Crossing, runtime: Path) -> Non
         }
         bed.decapsulate(bed.servers["f1"], on=True)
         until(lambda: all_up(daemon), 2 * 1 + 0.5 + 2, "f1 is back")
-    finally:
-        daemon.end()

@@ -19,11 +19,13 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from fairlead.dataplane.xdp import abi, filters, kernel
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
 from support.daemon import NodeDaemon, inside_of
 from support.netns import Lan, Node, inside, ip, lan
+from support.wait import until
 from support.xdp import bed_object
 
 UDP_ECHO = """
@@ -104,6 +106,21 @@ class Daemon(NodeDaemon):
         assert self.agent is not None
         self.agent.send_signal(signal.SIGUSR2)
         self.agent.wait(20)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def wait_until_up(self) -> None:
+        """Wait until no server is down."""
+        until(lambda: all(it["health"] != "down" for it in self.get("servers")), 10, f"all servers are up: {self.log}")
 
     def end(self) -> None:
         """The daemon ends, and everything of it."""
@@ -244,6 +261,14 @@ class Crossing(Bed):
         addresses = (f"10.0.1.{number}/24", f"fd00:1::{number:x}/64")
         self.servers[name] = Server(self.add_inner(name, addresses, ("10.0.1.1", "fd00:1::1")), name)
         return self.servers[name]
+
+    def add_servers(self, *numbers: int) -> None:
+        """Servers s10, s11 ... on the inside, with nginx at port 8080 and a UDP echo at port 53, of both families."""
+        for number in numbers:
+            server = self.add_server(f"s{number}", number)
+            server.start(self.directory)
+            for at in ("0.0.0.0", "::"):
+                server.echo(self.directory, at, 53)
 
     def add_near(self, name: str, *vips: str) -> Server:
         """A server on the outside, beside the clients, that has the VIPs on lo and does not tell anybody."""
