@@ -33,17 +33,6 @@ _PID = abi.Layout("pid", value="I")
 _COUNTS = abi.Layout("counts", values="4Q")
 _SERVER_COUNTS = abi.Layout("server_counts", values="4Q", active="I", consecutive_failures="I")
 _SERVICE_COUNTS = abi.Layout("service_counts", values="3Q", skip="8x", rejected=f"{abi.REASONS}Q")
-_WORKER_HEAD = abi.Layout(
-    "worker_head",
-    pid="I",
-    accepting="I",
-    active="I",
-    descriptors_used="I",
-    descriptors_limit="I",
-    reserved="I",
-    accept_pauses="Q",
-    loops="Q",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +108,7 @@ class SharedMemory:
 
     def worker(self, slot: int) -> WorkerHead:
         """The head of row ``slot``."""
-        pid, accepting, active, used, limit, _, pauses, _ = _WORKER_HEAD.unpack(self._map, _row(slot))
+        pid, accepting, active, used, limit, _, pauses, *_ = abi.WORKER_ROW.unpack(self._map, _row(slot))
         return WorkerHead(pid, bool(accepting), active, used, limit, pauses)
 
     def bury(self, slot: int) -> None:
