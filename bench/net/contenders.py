@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import contenders as make
 from bench.contenders import Contender, Place
 from bench.net.course import DISCARD, PORT, Course, Lane, enter, run_in
-from fairlead.dataplane.xdp import kernel
+from fairlead.dataplane.xdp import pins
 from support.netns import inside, ip
 from support.packets import udp_frame
 from support.processes import UnixConnection
@@ -114,7 +114,7 @@ def _serves(path: Path) -> bool:
 
 def _forget(namespace: str) -> None:
     with inside(namespace):
-        kernel.cleanup()
+        pins.cleanup()
 
 
 def _nft(name: str, _: Course, lane: Lane, place: Place) -> Contender:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.machine import Cpus, kernel_threads
-from fairlead.dataplane.xdp import kernel
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, Link, LoadedObject
 from support.netns import inside, ip
 from support.xdp import compiled
@@ -167,7 +167,7 @@ class Course:
         """Attach one of the programs to an interface of the lane."""
         assert lane.machines is not None
         with inside(namespace):
-            lane.index[end] = kernel.interfaces()[f"{end}{lane.number}"]
+            lane.index[end] = socket.if_nametoindex(f"{end}{lane.number}")
             link = Link.attach(lane.machines.programs[program], lane.index[end], XDP_NATIVE)
         self._stack.callback(link.close)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import abi, kernel
+from fairlead.dataplane.xdp import abi, pins
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
 from support.crossing import Crossing, Daemon, crossing
 from support.daemon import PROGRAM, inside_of
@@ -57,7 +58,7 @@ def test_f20_a_foreign_program_stays_and_the_error_says_what_to_do(bed: Crossing
     file.write_text(TEXT)
     with inside(bed.balancer.namespace):
         foreign = LoadedObject(bed_object())
-        index = kernel.interfaces()["eth0"]
+        index = socket.if_nametoindex("eth0")
         link = Link.attach(foreign.programs["pass_all"], index, XDP_NATIVE)
         number = attached_program(index)
     with closing(foreign), closing(link):
@@ -70,7 +71,7 @@ def test_f20_a_foreign_program_stays_and_the_error_says_what_to_do(bed: Crossing
         assert "Traceback" not in done.stderr
         with inside(bed.balancer.namespace):
             assert attached_program(index) == number
-            assert not kernel.namespace_root().exists()  # nothing of ours is left
+            assert not pins.namespace_root().exists()  # nothing of ours is left
 
 
 def test_f33_a_server_reaches_its_own_vip_by_fullnat(bed: Crossing, daemon: Daemon) -> None:
@@ -90,7 +91,7 @@ def test_f33_a_server_that_would_meet_itself_by_nat_is_dropped_by_name(bed: Cros
 def test_f48_map_entries_that_somebody_deleted_come_back(bed: Crossing, daemon: Daemon) -> None:
     assert bed.curl(f"http://{VIP}/").split()[0] in {"s10", "s11"}
     with inside(bed.balancer.namespace):
-        (place,) = kernel.namespace_root().glob("[0-9]*/listeners4")
+        (place,) = pins.namespace_root().glob("[0-9]*/listeners4")
     key = abi.ListenKey4(bytes((10, 9, 0, 100)), 80, 6).pack()
     with closing(BpfMap.at(place)) as listeners:
         before = listeners.get(key)
@@ -107,8 +108,8 @@ def test_f48_map_entries_that_somebody_deleted_come_back(bed: Crossing, daemon: 
 
 def test_f48_a_program_that_somebody_took_away_comes_back(bed: Crossing, daemon: Daemon) -> None:
     with inside(bed.balancer.namespace):
-        index = kernel.interfaces()["eth0"]
-        pin = kernel.namespace_root() / f"{kernel.LINK}{index}"
+        index = socket.if_nametoindex("eth0")
+        pin = pins.namespace_root() / f"{pins.LINK}{index}"
     pin.unlink()
     until(pin.exists, 10, "the pin is back")
     subprocess.run(["bpftool", "link", "detach", "pinned", str(pin)], check=True, capture_output=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import filters, kernel
+from fairlead.dataplane.xdp import filters, pins
 from support.crossing import Daemon
 from support.netns import inside, lan
 from support.processes import UnixConnection
@@ -62,7 +62,7 @@ def daemon(runtime: Path) -> Iterator[Daemon]:
             made.end()
             with inside(node.namespace):
                 filters.cleanup()
-                kernel.cleanup()
+                pins.cleanup()
 
 
 def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import kernel
+from fairlead.dataplane.xdp import pins
 from support.crowd import Phase
 from support.pairbed import ADDRESS, CONNECTIONS, FAR, GATEWAY, VIP, VIPS, PairBed, Scene, pair, scene
 from support.wait import until
@@ -228,7 +229,7 @@ def test_a_node_whose_kernel_does_not_forward_gives_the_vip_up(it: Scene, measur
 def detach_by_hand(it: Scene) -> None:
     """The XDP program of the outer interface of ``one``."""
     with it.one.node.inside():
-        path = kernel.namespace_root() / f"{kernel.LINK}{kernel.interfaces()['eth0']}"
+        path = pins.namespace_root() / f"{pins.LINK}{socket.if_nametoindex('eth0')}"
     subprocess.run(["bpftool", "link", "detach", "pinned", str(path)], check=True, capture_output=True)
 
 

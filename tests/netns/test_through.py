@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import kernel
 from fairlead.dataplane.xdp.libbpf import LoadedObject, TcHook
 from support.crossing import Crossing, Daemon, Server, crossing, http_from, udp_ask
 from support.wait import until
@@ -341,7 +341,7 @@ def test_agents_follow_each_other_and_leave_nothing(bed: Crossing, run: Run, mod
 def test_what_others_have_in_tc_stays(bed: Crossing, run: Run) -> None:
     """Their qdisc on eth1, and their filter, before us and after us; ours comes back when it is taken away."""
     with bed.balancer.inside(), LoadedObject(bed_object()) as theirs:
-        index = kernel.interfaces()["eth1"]
+        index = socket.if_nametoindex("eth1")
         assert TcHook.create(index)
         hook = TcHook(index, egress=True)
         hook.attach(theirs.programs["watch"], 7, 50)
@@ -359,7 +359,7 @@ def test_a_probe_that_does_not_take_the_way_says_nothing(bed: Crossing, run: Run
     """Another program of tc ends the search before ours: the server's own address answers, and that does not count."""
     daemon = run(TUNNEL + HELD)
     with bed.balancer.inside(), LoadedObject(bed_object()) as theirs:
-        hook = TcHook(kernel.interfaces()["eth1"], egress=True)
+        hook = TcHook(socket.if_nametoindex("eth1"), egress=True)
         hook.attach(theirs.programs["end_here"], 7, 1)
         break_way(bed, bed.servers["s1"], "tunnel", broken=True)
         until(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from fairlead.dataplane.xdp import abi, filters, kernel
+from fairlead.dataplane.xdp import abi, filters, pins
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
 from support.daemon import NodeDaemon, inside_of
 from support.netns import Lan, Node, inside, ip, lan
@@ -220,14 +220,14 @@ class Bed:
         with inside(namespace):
             loaded = LoadedObject(bed_object())
             self._programs.append(loaded)
-            index = kernel.interfaces()[interface]
+            index = socket.if_nametoindex(interface)
             self._stubs.append(Link.attach(loaded.programs[program], index, XDP_NATIVE))
         return self._stubs[-1]
 
     def counters_of(self, node: Node) -> dict[str, int]:
         """What a balancer's program counted, for messages of tests that fail."""
         with inside(node.namespace):
-            root = kernel.namespace_root()
+            root = pins.namespace_root()
         for place in root.glob("[0-9]*/cpus"):
             cpus = BpfMap.at(place)
             raw = cpus.get(bytes(4))
@@ -244,7 +244,7 @@ class Bed:
         for node in self.balancers:
             with inside(node.namespace):
                 filters.cleanup()
-                kernel.cleanup()
+                pins.cleanup()
 
 
 class Crossing(Bed):

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fairlead.dataplane.xdp import kernel
+from fairlead.dataplane.xdp import pins
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.installation import Programs
 from fairlead.model.xdp import XdpSettings
@@ -43,4 +43,4 @@ async def opened_plane(
         yield made
     finally:
         await made.detach()
-        kernel.cleanup()
+        pins.cleanup()

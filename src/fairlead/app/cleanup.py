@@ -9,7 +9,7 @@ from fairlead.announce.client import VrrpProcess
 from fairlead.announce.netlink import Netlink
 from fairlead.app.daemon import WORKER
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
-from fairlead.dataplane.xdp import filters, kernel
+from fairlead.dataplane.xdp import filters, pins
 from fairlead.engine.files import Lock
 from fairlead.model.paths import runtime_directory
 from fairlead.policy import tables
@@ -30,7 +30,7 @@ async def clean_up(socket: Path) -> list[str]:
             await _end_processes(directory, removed)
         finally:
             lock.release()
-    removed += filters.cleanup() + kernel.cleanup()
+    removed += filters.cleanup() + pins.cleanup()
     netlink = Netlink()
     try:
         for address in [it for it in netlink.addresses.values() if netlink.is_ours(it)]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import abi, kernel
+from fairlead.dataplane.xdp import abi, notes, pins
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.kernel import Kernel
@@ -41,7 +41,7 @@ def namespace() -> Iterator[None]:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
         yield
-        kernel.cleanup()
+        pins.cleanup()
 
 
 def state(forwarding: Forwarding, *, first: int, count: int) -> ForwardingState:
@@ -168,7 +168,7 @@ async def test_tables_that_are_not_understood_are_left_and_that_is_told(
     connect(first, 5000)
     meta, program = first._in.kernel.maps["names_meta"], attached_program(index())
     members = {"members": "u128 src", "words": "u8 kind", "sizes": abi.Flow4.LAYOUT.text + ", u64 more"}[damage]
-    meta.put((1).to_bytes(4, "little"), kernel.write_note({"map": "flows4", "members": members}, meta.value_size))
+    meta.put((1).to_bytes(4, "little"), notes.write_note({"map": "flows4", "members": members}, meta.value_size))
     await first.detach()
     monkeypatch.setattr(abi, "ABI", 999)
     events: Events = []
@@ -186,7 +186,7 @@ async def test_notes_of_another_size_do_not_end_forwarding(monkeypatch: pytest.M
     connect(first, 5000)
     before, program = await listed(first), attached_program(index())
     await first.detach()
-    monkeypatch.setitem(kernel.AGENT_MAPS, "names_server", (4, 640))
+    monkeypatch.setitem(notes.AGENT_MAPS, "names_server", (4, 640))
     second = await started()
     assert attached_program(index()) == program
     await bring(second, state(Forwarding.NAT, first=1, count=4))

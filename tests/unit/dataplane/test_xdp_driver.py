@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import kernel, records
+from fairlead.dataplane.xdp import kernel, pins, records
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.libbpf import XDP_GENERIC, XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
 from fairlead.errors import DataPlaneError
@@ -55,7 +55,7 @@ def namespace() -> Iterator[None]:
         ip("addr", "add", "10.0.0.254/24", "dev", "eth0")
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         yield
-        kernel.cleanup()
+        pins.cleanup()
 
 
 def state(
@@ -92,7 +92,7 @@ async def test_it_attaches_where_the_vip_and_the_servers_are_and_takes_all_away_
     assert not attached_program(index("far0"))
     await made.stop(drain_s=0)
     assert not attached_program(index())
-    assert not kernel.namespace_root().exists()
+    assert not pins.namespace_root().exists()
 
 
 async def test_an_agent_that_dies_leaves_all_to_the_next() -> None:
@@ -139,7 +139,7 @@ async def test_an_upgrade_replaces_the_program_and_keeps_the_maps(monkeypatch: p
     assert map_of(second, "flows4").id == flows
     assert [kind for kind, _, _ in events] == ["xdp_replaced"]
     assert same(await second.observe(), state())
-    assert len(second._in.kernel._numbers()) == 1
+    assert len(pins.generations(second._in.kernel.root)) == 1
     await second.detach()
 
 
@@ -414,7 +414,7 @@ async def test_switched_off_forwarding_is_told_by_name(no_forwarding: None) -> N
 
 
 def detached_by_hand(pin: str) -> None:
-    path = kernel.namespace_root() / pin
+    path = pins.namespace_root() / pin
     subprocess.run(["bpftool", "link", "detach", "pinned", str(path)], check=True, capture_output=True)
 
 
@@ -424,7 +424,7 @@ async def test_a_program_that_was_detached_is_trouble_until_it_is_back() -> None
         await bring(made, state())
         await made.observe()
         assert made.trouble() is None
-        detached_by_hand(f"{kernel.LINK}{index()}")
+        detached_by_hand(f"{pins.LINK}{index()}")
         assert not attached_program(index())
         assert made.trouble() == "the XDP program of eth0 has gone"
         await made.observe()
@@ -435,7 +435,7 @@ async def test_a_program_that_was_detached_is_trouble_until_it_is_back() -> None
 def resolvers() -> dict[str, int]:
     """Pins of the tc program beside the XDP program, and the ids of the programs."""
     found = {}
-    for path in sorted(kernel.namespace_root().glob(f"{kernel.RESOLVER}*")):
+    for path in sorted(pins.namespace_root().glob(f"{pins.RESOLVER}*")):
         with closing(Link.at(path)) as link:
             found[path.name], at = link.state()
             assert at == index()
@@ -448,7 +448,7 @@ async def test_the_program_for_unknown_neighbours_outlives_the_agent_and_goes_wi
     first = await adopted()
     await bring(first, state())
     (before,) = resolvers().items()
-    assert before[0].startswith(f"{kernel.RESOLVER}{index()}-")
+    assert before[0].startswith(f"{pins.RESOLVER}{index()}-")
     await first.detach()
     assert dict([before]) == resolvers()
     second = await adopted()
@@ -458,9 +458,9 @@ async def test_the_program_for_unknown_neighbours_outlives_the_agent_and_goes_wi
     monkeypatch.setattr("fairlead.dataplane.xdp.resolver.Resolver._version", lambda _: "another")
     third = await adopted()
     (after,) = resolvers().items()
-    assert (after[0], after[1] != before[1]) == (f"{kernel.RESOLVER}{index()}-another", True)
+    assert (after[0], after[1] != before[1]) == (f"{pins.RESOLVER}{index()}-another", True)
     await third.stop(drain_s=0)
-    assert not kernel.namespace_root().exists()
+    assert not pins.namespace_root().exists()
 
 
 async def test_the_program_for_unknown_neighbours_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +470,7 @@ async def test_the_program_for_unknown_neighbours_is_put_back(monkeypatch: pytes
         await bring(made, state())
         (name,) = resolvers()
         for spoil in ("unpin", "detach"):
-            path = kernel.namespace_root() / name
+            path = pins.namespace_root() / name
             if spoil == "unpin":
                 path.unlink()
             else:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import kernel
+from fairlead.dataplane.xdp import pins
 from fairlead.model.service import Forwarding
 from fairlead.model.state import DeleteTable, ForwardingState, ObservedState, Plan, PutService, PutTable
 from fairlead.policy import tables
@@ -43,7 +43,7 @@ def namespace() -> Iterator[None]:
         ip("addr", "add", "10.0.0.1/8", "dev", "eth0")
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         yield
-        kernel.cleanup()
+        pins.cleanup()
 
 
 def many() -> ForwardingState:

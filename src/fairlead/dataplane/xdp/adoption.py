@@ -10,7 +10,7 @@ from dataclasses import replace
 from fairlead.dataplane.xdp import abi, records
 from fairlead.dataplane.xdp.holdings import Holdings, ServiceHeld, TableHeld, reply_entry
 from fairlead.dataplane.xdp.installation import Installation
-from fairlead.dataplane.xdp.kernel import read_note
+from fairlead.dataplane.xdp.notes import read_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.model.net import IPAddress
 

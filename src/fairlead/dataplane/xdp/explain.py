@@ -6,7 +6,6 @@ Invariant: nothing is taken from what the agent means the maps to hold, but for 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from fairlead.dataplane.xdp import abi, flows, records
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.host import Routes
 from fairlead.dataplane.xdp.installation import Installation
+from fairlead.dataplane.xdp.interfaces import name_of
 from fairlead.dataplane.xdp.records import u32
 from fairlead.model.net import Endpoint, FlowQuestion, IPAddress
 from fairlead.model.state import TableSpec
@@ -88,7 +88,7 @@ class Explainer:
         held = self._held.services_by_id.get(number)
         if value is None or held is None:
             return None
-        attached = self._in.kernel.attached.values()
+        attached = self._in.kernel.links.attached.values()
         names = ", ".join(f"{it.name} ({it.mode})" for it in attached) or "no interface: the program sees nothing"
         self._say("interface", f"packets that come in by {names} are looked at")
         record = abi.ServiceRecord.unpack(value)
@@ -211,7 +211,7 @@ class Explainer:
                 return
             via = route.gateway or address
             mac = next((it.mac for it in routes.neighbours() if (it.index, it.address) == (route.index, via)), b"")
-        where = f"by {_interface(route.index)}" + (f", through {route.gateway}" if route.gateway else "")
+        where = f"by {name_of(route.index)}" + (f", through {route.gateway}" if route.gateway else "")
         if record.forwarding == abi.Forwarding.DSR and route.gateway:
             self._say("next hop", f"{address} is not on the link of {where}: dsr cannot reach it, dropped")
             return
@@ -258,10 +258,3 @@ class Explainer:
 def _signed(jiffies: int) -> int:
     jiffies &= 0xFFFFFFFF
     return jiffies - (1 << 32) if jiffies >= 1 << 31 else jiffies
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"interface {index}"

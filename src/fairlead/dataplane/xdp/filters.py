@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fairlead.dataplane.xdp.host import Routes
-from fairlead.dataplane.xdp.kernel import interfaces
+from fairlead.dataplane.xdp.interfaces import interfaces
 from fairlead.dataplane.xdp.libbpf import Program, TcHook
 from fairlead.errors import DataPlaneError
 from fairlead.protocols.rtfilters import Filter

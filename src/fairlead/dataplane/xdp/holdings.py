@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.dataplane.xdp import abi, records
-from fairlead.dataplane.xdp.kernel import AGENT_MAPS, write_note
 from fairlead.dataplane.xdp.mirror import Mirror
+from fairlead.dataplane.xdp.notes import AGENT_MAPS, write_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.replies import Claim, Entry, Replies, ReplyKey, claims
 from fairlead.dataplane.xdp.space import Extents, Ids

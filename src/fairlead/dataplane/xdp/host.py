@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from fairlead.dataplane.xdp import offloads
+from fairlead.dataplane.xdp.interfaces import interfaces
 from fairlead.model.net import IPAddress
 from fairlead.model.reasons import Severity
 from fairlead.model.vip import Vip
@@ -77,7 +78,7 @@ class Host:
 
     def interfaces(self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]) -> dict[str, int]:
         """The interfaces that are to carry the program, by name; those that do not exist are told and left out."""
-        present = {name: index for index, name in socket.if_nameindex()}
+        present = interfaces()
         if self._settings.interfaces is not None:
             for name in self._settings.interfaces:
                 self._tell_once(
@@ -156,7 +157,7 @@ class Host:
         versions = set(families)
         found = [switches.forwarding(sysctls, name, version) for version in sorted(versions) for name in carrying]
         if 4 in versions:
-            present = {name: index for index, name in socket.if_nameindex()}
+            present = interfaces()
             by = {index: name for name, index in present.items()}
             with Routes() as routes:
                 default = routes.default(4)
@@ -178,7 +179,7 @@ class Host:
 
         Where it is so for some, those that carry the program decide.
         """
-        names = self._settings.interfaces or [name for index, name in socket.if_nameindex() if index != _LOOPBACK]
+        names = self._settings.interfaces or [name for name, index in interfaces().items() if index != _LOOPBACK]
         return all(offloads.leaves_checksums(name, self._settings.mode) for name in names)
 
     def _tell_once(self, holds: bool, kind: str, subject: str, message: str) -> None:

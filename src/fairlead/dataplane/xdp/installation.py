@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from fairlead.dataplane.xdp import abi, census, kernel, offloads, records
+from fairlead.dataplane.xdp import abi, census, offloads, pins, records
 from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
@@ -21,6 +21,7 @@ from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host, some
 from fairlead.dataplane.xdp.kernel import Build, Kernel
 from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
+from fairlead.dataplane.xdp.links import GENERIC
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.resolver import Resolver
 from fairlead.errors import DataPlaneError, UnsupportedFeature
@@ -190,7 +191,7 @@ class Installation:
         if not self.kernel.has_our_layout:
             self._event("other_layout", "XDP", "the tables in the kernel are of another version; they are replaced")
             return False
-        for index in self.kernel.attached:
+        for index in self.kernel.links.attached:
             self.resolver.keep(index)
         self._unfinished = bool(self.kernel.meta().get("constants", {}).get("unfinished_sums"))
         if not self.kernel.is_current:
@@ -214,7 +215,7 @@ class Installation:
         wanted = _sizes(needs, self.settings.flow_table, slack=1)
         if self.kernel.fits(Build(wanted, self._constants())):
             return
-        kernel.ensure_bpffs(self._event)
+        pins.ensure_bpffs(self._event)
         if not self.running:
             self._unfinished = self.host.leaves_checksums()
         sizes = _sizes(needs, self.settings.flow_table, slack=2)
@@ -392,11 +393,11 @@ class Installation:
             except DataPlaneError as error:
                 self.unattached = str(error)
         if self.settings.interfaces is not None and held.listeners:
-            for index in set(self.kernel.attached) - set(wanted.values()):
-                self.kernel.detach(index)
+            for index in set(self.kernel.links.attached) - set(wanted.values()):
+                self.kernel.links.detach(index)
                 self.resolver.forget(index)
         self._mind_offloads()
-        carrying = [it.name for it in self.kernel.attached.values()]
+        carrying = [it.name for it in self.kernel.links.attached.values()]
         self._families = sorted(needs.families)
         self.host.check_switches(carrying, addresses, self._families)
         self.refresh_near()
@@ -406,17 +407,17 @@ class Installation:
         """What keeps packets of the services from being forwarded, as far as it can be seen at a glance."""
         if not self.running or not self.held.listeners:
             return None
-        if not self.kernel.attached:
+        if not self.kernel.links.attached:
             return "no interface carries the XDP program: `fairlead show events` says which is missing"
         if lost := self.kernel.lost():
             return f"the XDP program of {', '.join(lost)} has gone"
-        return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._families)
+        return self.host.unforwarded([it.name for it in self.kernel.links.attached.values()], self._families)
 
     def _mind_offloads(self) -> None:
         """Have the program finish checksums where some are not, and know where it runs in generic mode."""
-        attached = self.kernel.attached
+        attached = self.kernel.links.attached
         ports = self.kernel.maps["generic_ports"]
-        generic = {u32(index) for index, it in attached.items() if it.mode == kernel.GENERIC}
+        generic = {u32(index) for index, it in attached.items() if it.mode == GENERIC}
         present = set(ports.keys())
         ports.delete_many(present - generic)
         ports.put_many(dict.fromkeys(generic - present, u32(1)))

@@ -8,7 +8,7 @@ import socket
 import struct
 from array import array
 
-from fairlead.dataplane.xdp.kernel import GENERIC
+from fairlead.dataplane.xdp.links import GENERIC
 
 _SIOCETHTOOL = 0x8946
 _GET_DRIVER = 0x03  # ETHTOOL_GDRVINFO

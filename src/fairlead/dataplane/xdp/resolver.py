@@ -13,8 +13,8 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from fairlead.dataplane.xdp.kernel import RESOLVER
 from fairlead.dataplane.xdp.libbpf import Link, LoadedObject
+from fairlead.dataplane.xdp.pins import RESOLVER
 from fairlead.errors import DataPlaneError, FairleadError
 
 _LOOPBACK = 1

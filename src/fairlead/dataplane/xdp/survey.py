@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fairlead.dataplane.xdp import kernel, libbpf
+from fairlead.dataplane.xdp import libbpf, pins
 from fairlead.dataplane.xdp.devices import Devices
 from fairlead.dataplane.xdp.host import Host, Routes, read_switches, read_sysctls
 from fairlead.dataplane.xdp.installation import Programs
+from fairlead.dataplane.xdp.links import pinned_program
 from fairlead.errors import FairleadError
 from fairlead.model.configuration import Configuration
 from fairlead.model.host import HostFacts, Nic, VethPeer, Way, XdpProgram
@@ -58,7 +59,7 @@ def survey(configuration: Configuration, destinations: Iterable[IPAddress], prog
         release=_release(os.uname().release),
         libbpf=libbpf.trouble(),
         program=programs.forward.exists(),
-        bpffs=kernel.is_bpffs(kernel.BPFFS),
+        bpffs=pins.is_bpffs(pins.BPFFS),
         pass_program=str(own),
     )
 
@@ -95,7 +96,7 @@ def _program(link: Link) -> XdpProgram:
         name = program.name
         program.close()
     with contextlib.suppress(FairleadError, OSError):
-        ours = kernel.pinned_program(link.index) == link.program
+        ours = pinned_program(link.index) == link.program
     return XdpProgram(link.program, name, ours)
 
 

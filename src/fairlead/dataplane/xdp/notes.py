@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent notes for the next one, in maps that no program reads: JSON with its length in front."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from typing import Any
+
+from fairlead.errors import DataPlaneError
+
+# Key size and value size.
+AGENT_MAPS = {
+    "names_meta": (4, 512),
+    "names_server": (4, 320),
+    "names_service": (4, 1024),
+    "names_table": (4, 64),
+    "names_listener": (24, 4),
+}
+_JSON = json.JSONEncoder(separators=(",", ":"))
+
+
+def write_note(content: object, size: int) -> bytes:
+    """JSON with its length in front, as the agent's maps hold it.
+
+    Raises:
+        DataPlaneError: It is too long.
+    """
+    raw = _JSON.encode(content).encode()
+    if len(raw) > size - 2:
+        raise DataPlaneError(f"a note of {len(raw)} bytes does not fit: {raw[:60]!r}...")
+    return (struct.pack("<H", len(raw)) + raw).ljust(size, b"\0")
+
+
+def read_note(raw: bytes) -> dict[str, Any]:
+    """What ``write_note`` wrote; empty when it is damaged."""
+    (length,) = struct.unpack_from("<H", raw)
+    with contextlib.suppress(ValueError):
+        found = json.loads(raw[2 : 2 + length])
+        if isinstance(found, dict):
+            return found
+    return {}
