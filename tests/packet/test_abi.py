@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.layout import Record
 from support.xdp import ROOT
 
 RECORDS = [
     record
     for record in abi.__dict__.values()
-    if isinstance(record, type) and issubclass(record, abi.Record) and record is not abi.Record
+    if isinstance(record, type) and issubclass(record, Record) and record is not Record
 ]
 ENUMS: list[type[IntEnum]] = [abi.Counter, abi.Kind, abi.Forwarding, abi.Choice, abi.Mode, abi.State]
 NUMBERS = {
@@ -42,7 +43,7 @@ NUMBERS = {
 }
 
 
-def c_path(record: type[abi.Record], member: str) -> str:
+def c_path(record: type[Record], member: str) -> str:
     """The member as C names it: those of struct fl_flow and struct fl_server stand inside."""
     if record in (abi.Flow4, abi.Flow6):
         return member if member in ("src", "dst", "sport", "dport") else f"flow.{member}"
@@ -80,7 +81,7 @@ def test_enums(compiled: dict[str, int], enum: type[IntEnum]) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
-def test_layouts(compiled: dict[str, int], record: type[abi.Record]) -> None:
+def test_layouts(compiled: dict[str, int], record: type[Record]) -> None:
     name = record.LAYOUT.c_name
     offsets = {m: compiled[f"__builtin_offsetof(struct {name}, {c_path(record, m)})"] for m, _ in record.LAYOUT.members}
     assert offsets == dict(record.LAYOUT.members)

@@ -22,6 +22,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.layout import Record
 from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, Link, LoadedObject, Run
 from support.packets import Address
 
@@ -242,7 +243,7 @@ class Bed:
         self.mark(address, abi.NEAR_VIP)
         if last is None:
             if address.version == 4:
-                key: abi.Record = abi.ListenKey4(address.packed, first, protocol)
+                key: Record = abi.ListenKey4(address.packed, first, protocol)
             else:
                 key = abi.ListenKey6(raw, first, protocol)
             self.maps[f"listeners{address.version}"].put(key.pack(), _u32(service))
@@ -255,7 +256,7 @@ class Bed:
         host, _, number = endpoint.rpartition(":")
         address = ip_address(host.strip("[]"))
         if address.version == 4:
-            key: abi.Record = abi.ListenKey4(address.packed, int(number), protocol)
+            key: Record = abi.ListenKey4(address.packed, int(number), protocol)
         else:
             key = abi.ListenKey6(abi.packed(address), int(number), protocol)
         self.maps[f"replies{address.version}"].put(key.pack(), record.pack())

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairlead.dataplane.xdp import pins
 from fairlead.dataplane.xdp.driver import XdpDataPlane
-from fairlead.dataplane.xdp.installation import Programs
+from fairlead.dataplane.xdp.programs import Programs
 from fairlead.model.xdp import XdpSettings
 from fairlead.policy import tables
 from support.xdp import ROOT, compiled

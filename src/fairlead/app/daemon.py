@@ -28,7 +28,7 @@ from fairlead.config.load import Loaded
 from fairlead.dataplane.combined import CombinedDataPlane
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
 from fairlead.dataplane.xdp.driver import XdpDataPlane
-from fairlead.dataplane.xdp.installation import Programs
+from fairlead.dataplane.xdp.programs import Programs
 from fairlead.engine.agent import Agent, Parts
 from fairlead.engine.dump import dump
 from fairlead.engine.events import Events

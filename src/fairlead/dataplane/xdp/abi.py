@@ -12,9 +12,9 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
-from operator import attrgetter
-from typing import ClassVar, Self
+from typing import ClassVar
 
+from fairlead.dataplane.xdp.layout import Layout, Record
 from fairlead.model.net import IPAddress
 
 ABI = 1
@@ -144,71 +144,6 @@ def near_index(address: bytes) -> int:
         a, b, c, d = struct.unpack("<4I", address)
         folded = (a ^ b * 3 ^ c * 5 ^ d * 7) & 0xFFFFFFFF
     return (folded * _GOLDEN & (1 << 64) - 1) >> 64 - NEAR_BITS
-
-
-class Layout:
-    """One C struct: names and types of its members, in order. ``addr`` is 16 bytes, ``port`` a port number."""
-
-    _CODES: ClassVar = {
-        "u8": "B",
-        "u16": "H",
-        "u32": "I",
-        "u64": "Q",
-        "addr": "16s",
-        "v4": "4s",
-        "port": "2s",
-        "be32": "4s",
-    }
-
-    def __init__(self, c_name: str, members: str) -> None:
-        """``members``: ``type name``, separated by commas; ``zero:N`` is padding of N bytes."""
-        self.c_name = c_name
-        self.text = members
-        self.members: list[tuple[str, int]] = []
-        self._ports: list[int] = []
-        code = "<"
-        for item in members.split(","):
-            kind, _, name = item.strip().partition(" ")
-            if kind.startswith("zero:"):
-                code += f"{kind[5:]}x"
-                continue
-            self.members.append((name, struct.calcsize(code)))
-            if kind == "port":
-                self._ports.append(len(self.members) - 1)
-            code += self._CODES[kind]
-        self.values = attrgetter(*(name for name, _ in self.members))
-        self._struct = struct.Struct(code)
-        self.size = self._struct.size
-
-    def pack(self, *values: int | bytes) -> bytes:
-        """The struct with these members."""
-        row = list(values)
-        for index in self._ports:
-            row[index] = int(row[index]).to_bytes(2, "big")
-        return self._struct.pack(*row)
-
-    def unpack(self, raw: bytes) -> list[int | bytes]:
-        """The members of the struct at the start of ``raw``."""
-        row: list[int | bytes] = list(self._struct.unpack_from(raw))
-        for index in self._ports:
-            row[index] = int.from_bytes(bytes(row[index]), "big")
-        return row
-
-
-class Record:
-    """A dataclass whose fields are the members of ``LAYOUT``, in order."""
-
-    LAYOUT: ClassVar[Layout]
-    __slots__ = ()
-
-    def pack(self) -> bytes:
-        """The bytes a map holds."""
-        return self.LAYOUT.pack(*self.LAYOUT.values(self))
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> Self:
-        """What the bytes of a map say."""
-        return cls(*cls.LAYOUT.unpack(raw))
 
 
 _FLOW = (

@@ -18,13 +18,14 @@ from typing import Any, Self
 
 from fairlead.dataplane.xdp import abi, flows, records
 from fairlead.dataplane.xdp.holdings import Holdings, ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.layout import Layout, Record
 from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject, map_definitions
 from fairlead.dataplane.xdp.notes import read_note, write_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.errors import DataPlaneError
 
 # Keys of `names_meta`, after the one of the generation's own note.
-_NOTES: Mapping[int, tuple[str, type[abi.Record]]] = {
+_NOTES: Mapping[int, tuple[str, type[Record]]] = {
     1: ("flows4", abi.Flow4),
     2: ("details4", abi.Details4),
     3: ("flows6", abi.Flow6),
@@ -218,8 +219,8 @@ class _Numbers:
         return ((present.base if present is not None else 0) ^ 0x8000) & 0xFFFF
 
 
-def _layout(notes: Mapping[str, Any], name: str, maps: Mapping[str, BpfMap]) -> abi.Layout:
-    layout = abi.Layout(name, notes[name]["members"])
+def _layout(notes: Mapping[str, Any], name: str, maps: Mapping[str, BpfMap]) -> Layout:
+    layout = Layout(name, notes[name]["members"])
     if layout.size != maps[name].value_size:
         raise DataPlaneError(f"its {name} are not as it noted")
     return layout

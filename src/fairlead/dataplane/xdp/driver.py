@@ -21,8 +21,10 @@ from fairlead.dataplane.xdp.explain import Explainer
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
-from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
+from fairlead.dataplane.xdp.installation import Installation
+from fairlead.dataplane.xdp.programs import Programs
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.room import Needs
 from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature

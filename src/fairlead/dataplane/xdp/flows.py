@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.layout import Record
 from fairlead.dataplane.xdp.libbpf import BpfMap
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint
 
-R = TypeVar("R", bound=abi.Record)
+R = TypeVar("R", bound=Record)
 
 STATES = {abi.State.NEW: "new", abi.State.OPEN: "open", abi.State.FIN: "closing", abi.State.RST: "reset"}
 _CHUNK = 1 << 16

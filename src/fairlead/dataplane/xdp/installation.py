@@ -11,9 +11,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from fairlead.dataplane.xdp import abi, census, offloads, pins, records
+from fairlead.dataplane.xdp import abi, census, offloads, pins
 from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
@@ -22,97 +21,18 @@ from fairlead.dataplane.xdp.host import Host, some
 from fairlead.dataplane.xdp.kernel import Build, Kernel
 from fairlead.dataplane.xdp.libbpf import BpfMap, possible_cpus
 from fairlead.dataplane.xdp.links import GENERIC
+from fairlead.dataplane.xdp.programs import Programs
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.resolver import Resolver
+from fairlead.dataplane.xdp.room import MAX_SERVICES, Needs, sizes_of
 from fairlead.errors import DataPlaneError, UnsupportedFeature
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
-from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
 from fairlead.model.xdp import XdpSettings
 
-MAX_SERVICES = 1 << 16  # ids of flows have 16 bits
-NO_FLOWS = 1024  # entries of the table of a family that no service has
 NEW_FLOWS_PER_SECOND = 125_000  # a CPU stores no more, so that a flood does not wash out what is established
 ANSWERS_PER_SECOND = 2_000  # RST and ICMP errors of a CPU
 SNAT_PORTS = (1024, 32767)  # below the ports that this host's own connections leave from
-_SMALLEST = 1024
-
-
-PROGRAMS = ("fairlead", "census", "carry", "ways", "resolve")  # in the order of the fields below
-
-
-@dataclass(frozen=True, slots=True)
-class Programs:
-    """Object files: what forwards, counts flows, carries them over, guides probes, and waits for neighbours."""
-
-    forward: Path
-    census: Path
-    carry: Path
-    ways: Path
-    resolve: Path
-
-    @classmethod
-    def found(cls, by_name: Callable[[str], Path]) -> Self:
-        """All of them, each by its name."""
-        return cls(*map(by_name, PROGRAMS))
-
-
-class Needs:
-    """How much room is needed for what is held and what is added to it."""
-
-    def __init__(self, held: Holdings) -> None:
-        self._held = held
-        self.servers = len(held.servers_by_id)
-        self.services = len(held.services_by_id)
-        self.units = sum(it.units for it in held.tables.values())
-        self.tables = len(held.tables)
-        self._listeners = set(held.listeners)
-        self._members = {digest: len(it.members) for digest, it in held.tables.items()}
-        self._nat = {name: it.spec.table for name, it in held.services.items() if it.spec.forwarding is Forwarding.NAT}
-
-    def server(self, spec: ServerSpec) -> None:
-        """One more, unless it is there."""
-        held = self._held.servers.get(spec.key)
-        if held is None or held.spec.endpoint != spec.endpoint:
-            self.servers += 1
-
-    def table(self, digest: str, spec: TableSpec) -> None:
-        """One more; it is written before the one that it follows goes."""
-        self.units += records.table_units(spec.size, len(spec.members))
-        self.tables += 1
-        self._members[digest] = len(spec.members)
-
-    def service(self, spec: ServiceSpec) -> None:
-        """One more, unless it is there."""
-        held = self._held.services.get(spec.name)
-        if held is None or held.spec.forwarding is not spec.forwarding:
-            self.services += 1
-        if spec.forwarding is Forwarding.NAT:
-            self._nat[spec.name] = spec.table or self._nat.get(spec.name)
-
-    def listener(self, listener: Listener) -> None:
-        """One more."""
-        self._listeners.add(listener)
-
-    @property
-    def families(self) -> set[int]:
-        """Of the addresses where services are offered."""
-        return {it.listen.address.version for it in self._listeners}
-
-    @property
-    def listeners(self) -> int:
-        """How many there are."""
-        return len(self._listeners)
-
-    @property
-    def replies(self) -> int:
-        """At most so many."""
-        ways: dict[str, int] = {}
-        for listener in self._listeners:
-            ways[listener.service] = ways.get(listener.service, 0) + 1
-        mirrors = self._held.mirrors
-        now = len(mirrors["replies4"].content) + len(mirrors["replies6"].content)
-        return now + sum(ways.get(name, 1) * self._members.get(digest or "", 0) for name, digest in self._nat.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +132,13 @@ class Installation:
         Raises:
             UnsupportedFeature, DataPlaneError: It is not possible.
         """
-        wanted = _sizes(needs, self.settings.flow_table, slack=1)
+        wanted = sizes_of(needs, self.settings.flow_table, slack=1)
         if self.kernel.fits(Build(wanted, self._constants())):
             return
         pins.ensure_bpffs(self._event)
         if not self.running:
             self._unfinished = self.host.leaves_checksums()
-        sizes = _sizes(needs, self.settings.flow_table, slack=2)
+        sizes = sizes_of(needs, self.settings.flow_table, slack=2)
         if self.running:
             now = self._sizes_now()
             sizes = {name: max(size, now.get(name, 0)) for name, size in sizes.items()}
@@ -458,43 +378,6 @@ class Installation:
         self.resolver.close()
         self.held = self._nothing(self.host)
         self._places = Places()
-
-
-def _sizes(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:
-    """Entries of maps; with ``slack`` above 1 rounded up, so that growth is rare."""
-
-    def room(number: int, smallest: int = _SMALLEST) -> int:
-        return number if slack == 1 else _power(max(number * slack, smallest))
-
-    servers, services = room(needs.servers + 1, 4096), min(room(needs.services + 1), MAX_SERVICES)
-    listeners, replies = room(needs.listeners), room(needs.replies)
-    entries, none = (_power(flow_table), NO_FLOWS) if slack > 1 else (NO_FLOWS + 1, 0)
-    four, six = (entries if family in needs.families else none for family in (4, 6))
-    return {
-        "servers": servers,
-        "server_traffic": servers,
-        "names_server": servers,
-        "services": services,
-        "service_traffic": services,
-        "turns": services,
-        "names_service": services,
-        "listeners4": listeners,
-        "listeners6": listeners,
-        "vips": listeners,
-        "names_listener": listeners,
-        "replies4": replies,
-        "replies6": replies,
-        "names_table": room(needs.tables),
-        "slots": room(needs.units + 1, 1 << 17),
-        "flows4": four,
-        "details4": four,
-        "flows6": six,
-        "details6": six,
-    }
-
-
-def _power(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
 
 
 def _copy_rows(before: BpfMap, after: BpfMap) -> None:

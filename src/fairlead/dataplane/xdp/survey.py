@@ -15,8 +15,8 @@ from pathlib import Path
 from fairlead.dataplane.xdp import libbpf, pins
 from fairlead.dataplane.xdp.devices import Devices
 from fairlead.dataplane.xdp.host import Host, Routes, read_switches, read_sysctls
-from fairlead.dataplane.xdp.installation import Programs
 from fairlead.dataplane.xdp.links import pinned_program
+from fairlead.dataplane.xdp.programs import Programs
 from fairlead.errors import FairleadError
 from fairlead.model.configuration import Configuration
 from fairlead.model.host import HostFacts, Nic, VethPeer, Way, XdpProgram
