@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.machine import Cpus, kernel_threads
-from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, Link, LoadedObject
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.netns import inside, ip
 from support.xdp import compiled
 

@@ -23,7 +23,8 @@ from bench.packet.katran import check_layout  # noqa: E402
 from bench.packet.opponent import Opponent  # noqa: E402
 from bench.packet.results import Result, report  # noqa: E402
 from bench.packet.rows import ROWS, Row  # noqa: E402
-from fairlead.dataplane.xdp.libbpf import LoadedObject, Program  # noqa: E402
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject  # noqa: E402
+from fairlead.dataplane.xdp.libbpf.programs import Program  # noqa: E402
 from fairlead.errors import FairleadError  # noqa: E402
 from support.xdp import (  # noqa: E402
     OUTSIDE,

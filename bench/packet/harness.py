@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.dataplane.xdp.libbpf import LoadedObject, Program
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
+from fairlead.dataplane.xdp.libbpf.programs import Program
 
 GOLDEN = 0.6180339887498949
 SHORT, LONG = 64, 128  # bytes of a template

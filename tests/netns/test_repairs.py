@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.xdp import abi, pins
-from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link, attached_program
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.crossing import Crossing, Daemon, crossing
 from support.daemon import PROGRAM, inside_of
 from support.netns import inside

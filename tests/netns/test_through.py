@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp.libbpf import LoadedObject, TcHook
+from fairlead.dataplane.xdp.libbpf.hooks import TcHook
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.crossing import Crossing, Daemon, Server, crossing, http_from, udp_ask
 from support.wait import until
 from support.xdp import bed_object

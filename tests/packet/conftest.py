@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fairlead.dataplane.xdp.libbpf import LoadedObject
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.xdp import Bed, bed_object, build_links, open_bed, own_namespace
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import abi, libbpf
-from fairlead.dataplane.xdp.libbpf import EXIST, NOEXIST, XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
+from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.libbpf import library
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link, attached_program
+from fairlead.dataplane.xdp.libbpf.maps import EXIST, NOEXIST, BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.errors import DataPlaneError, UnsupportedFeature, VerifierRejected
 from support.xdp import bed_object, compiled, ip, own_namespace, program_object
 
@@ -90,11 +93,11 @@ def test_memory_is_shared(loaded: LoadedObject) -> None:
 def test_every_cpu_has_its_value(loaded: LoadedObject) -> None:
     traffic = loaded.maps["server_traffic"]
     size = abi.Traffic.LAYOUT.size
-    traffic.put(key(3), abi.Traffic(1, 2, 3, 4, 5).pack() * libbpf.possible_cpus())
+    traffic.put(key(3), abi.Traffic(1, 2, 3, 4, 5).pack() * library.possible_cpus())
     raw = traffic.get(key(3))
     assert raw is not None
-    assert len(raw) == size * libbpf.possible_cpus()
-    assert abi.sum_traffic(raw) == abi.Traffic(*(n * libbpf.possible_cpus() for n in (1, 2, 3, 4, 5)))
+    assert len(raw) == size * library.possible_cpus()
+    assert abi.sum_traffic(raw) == abi.Traffic(*(n * library.possible_cpus() for n in (1, 2, 3, 4, 5)))
 
 
 def test_constants_are_set() -> None:
@@ -133,7 +136,7 @@ def test_links_and_pins(loaded: LoadedObject, bpffs: Path) -> None:
         with pytest.raises(OSError, match=r"busy|exists") as caught:
             Link.attach(other, index, XDP_NATIVE)
         assert caught.value.errno in (errno.EBUSY, errno.EEXIST)
-        libbpf.pin(link.descriptor, bpffs / "link")
+        link.pin(bpffs / "link")
         link.close()
         assert attached_program(index) == mine.id
         again = Link.at(bpffs / "link")
@@ -148,7 +151,7 @@ def test_links_and_pins(loaded: LoadedObject, bpffs: Path) -> None:
 
 
 def test_pinned_maps(loaded: LoadedObject, bpffs: Path) -> None:
-    libbpf.pin(loaded.maps["servers"].descriptor, bpffs / "servers")
+    loaded.maps["servers"].pin(bpffs / "servers")
     again = BpfMap.at(bpffs / "servers")
     assert (again.id, again.name, again.max_entries) == (loaded.maps["servers"].id, "servers", 16384)
     again.close()
@@ -185,10 +188,10 @@ def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     def absent(*_: object, **__: object) -> None:
         raise OSError("libbpf.so.1: cannot open shared object file")
 
-    libbpf._library.cache_clear()
+    library.library.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", absent)
     with pytest.raises(UnsupportedFeature, match="apt-get install libbpf1"):
-        libbpf._library()
+        library.library()
 
 
 def test_missing_capabilities_say_what_to_do() -> None:

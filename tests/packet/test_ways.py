@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from fairlead.dataplane.xdp import abi
-from fairlead.dataplane.xdp.libbpf import LoadedObject
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.packets import ICMP, ICMP6, TCP, UDP, Ends, ends, frame, icmp, ipv4, ipv6, packet, tcp, udp
 from support.xdp import ROOT, compiled
 

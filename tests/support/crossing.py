@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Self
 
 from fairlead.dataplane.xdp import abi, filters, pins
-from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, BpfMap, Link, LoadedObject
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from support.daemon import NodeDaemon, inside_of
 from support.netns import Lan, Node, inside, ip, lan
 from support.wait import until

@@ -23,7 +23,9 @@ from pathlib import Path
 
 from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.layout import Record
-from fairlead.dataplane.xdp.libbpf import XDP_NATIVE, Link, LoadedObject, Run
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
+from fairlead.dataplane.xdp.libbpf.programs import Run
 from support.packets import Address
 
 ROOT = Path(__file__).resolve().parents[2]

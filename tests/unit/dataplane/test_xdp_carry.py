@@ -14,7 +14,7 @@ from fairlead.dataplane.xdp import abi, notes, pins
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.kernel import Kernel
-from fairlead.dataplane.xdp.libbpf import attached_program
+from fairlead.dataplane.xdp.libbpf.hooks import attached_program
 from fairlead.model.service import Forwarding, Scheduler
 from fairlead.model.state import ForwardingState
 from fairlead.policy import tables

@@ -18,7 +18,9 @@ import pytest
 from fairlead.dataplane.base import FlowFilter
 from fairlead.dataplane.xdp import kernel, pins, records
 from fairlead.dataplane.xdp.driver import XdpDataPlane
-from fairlead.dataplane.xdp.libbpf import XDP_GENERIC, XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_GENERIC, XDP_NATIVE, Link, attached_program
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import AddressRange
 from fairlead.model.service import Forwarding, Scheduler

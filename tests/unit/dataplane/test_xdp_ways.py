@@ -15,7 +15,8 @@ import pytest
 from fairlead.dataplane.xdp import abi, ways
 from fairlead.dataplane.xdp.filters import FOUND, MADE, PRIORITY
 from fairlead.dataplane.xdp.host import Host, Routes
-from fairlead.dataplane.xdp.libbpf import LoadedObject, TcHook
+from fairlead.dataplane.xdp.libbpf.hooks import TcHook
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import OffLink, UnsupportedFeature
 from fairlead.model.health import Way

@@ -19,7 +19,8 @@ from typing import Any, Self
 from fairlead.dataplane.xdp import abi, flows, records
 from fairlead.dataplane.xdp.holdings import Holdings, ServerHeld, ServiceHeld
 from fairlead.dataplane.xdp.layout import Layout, Record
-from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject, map_definitions
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
 from fairlead.dataplane.xdp.notes import read_note, write_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.errors import DataPlaneError

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import compress, count
 from pathlib import Path
 
-from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 
 _REQUEST = struct.Struct("<4I")  # struct request of bpf/census.bpf.c
 _CHUNK = 1 << 18

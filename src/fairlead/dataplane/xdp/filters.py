@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from fairlead.dataplane.xdp.host import Routes
 from fairlead.dataplane.xdp.interfaces import interfaces
-from fairlead.dataplane.xdp.libbpf import Program, TcHook
+from fairlead.dataplane.xdp.libbpf.hooks import TcHook
+from fairlead.dataplane.xdp.libbpf.programs import Program
 from fairlead.errors import DataPlaneError
 from fairlead.protocols.rtfilters import Filter
 

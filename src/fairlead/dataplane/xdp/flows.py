@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.layout import Record
-from fairlead.dataplane.xdp.libbpf import BpfMap
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.dataplane.xdp import abi, pins
-from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject, Program, map_definitions
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
+from fairlead.dataplane.xdp.libbpf.programs import Program
 from fairlead.dataplane.xdp.links import Links
 from fairlead.dataplane.xdp.notes import AGENT_MAPS, read_note, write_note
 from fairlead.dataplane.xdp.pins import PROGRAM, Event, remove_tree

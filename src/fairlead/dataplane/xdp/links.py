@@ -14,14 +14,8 @@ from pathlib import Path
 
 from fairlead.dataplane.xdp import pins
 from fairlead.dataplane.xdp.interfaces import name_of
-from fairlead.dataplane.xdp.libbpf import (
-    XDP_GENERIC,
-    XDP_NATIVE,
-    Link,
-    Program,
-    attached_program,
-    program_by_id,
-)
+from fairlead.dataplane.xdp.libbpf.hooks import XDP_GENERIC, XDP_NATIVE, Link, attached_program
+from fairlead.dataplane.xdp.libbpf.programs import Program, program_by_id
 from fairlead.dataplane.xdp.pins import LINK, Event
 from fairlead.errors import DataPlaneError, UnsupportedFeature
 

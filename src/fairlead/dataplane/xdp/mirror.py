@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fairlead.dataplane.xdp.libbpf import BpfMap
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from fairlead.dataplane.xdp.libbpf import Link, LoadedObject
+from fairlead.dataplane.xdp.libbpf.hooks import Link
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.dataplane.xdp.pins import RESOLVER
 from fairlead.errors import DataPlaneError, FairleadError
 

@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fairlead.dataplane.xdp import libbpf, pins
+from fairlead.dataplane.xdp import pins
 from fairlead.dataplane.xdp.devices import Devices
 from fairlead.dataplane.xdp.host import Host, Routes, read_switches, read_sysctls
+from fairlead.dataplane.xdp.libbpf import library
+from fairlead.dataplane.xdp.libbpf.programs import program_by_id
 from fairlead.dataplane.xdp.links import pinned_program
 from fairlead.dataplane.xdp.programs import Programs
 from fairlead.errors import FairleadError
@@ -57,7 +59,7 @@ def survey(configuration: Configuration, destinations: Iterable[IPAddress], prog
         missing=tuple(it for it in configuration.xdp.interfaces or () if it not in nics),
         capabilities=_capabilities(),
         release=_release(os.uname().release),
-        libbpf=libbpf.trouble(),
+        libbpf=library.trouble(),
         program=programs.forward.exists(),
         bpffs=pins.is_bpffs(pins.BPFFS),
         pass_program=str(own),
@@ -92,7 +94,7 @@ def _peer(link: Link, routes: Routes) -> VethPeer:
 def _program(link: Link) -> XdpProgram:
     name, ours = "", False
     with contextlib.suppress(FairleadError):
-        program = libbpf.program_by_id(link.program)
+        program = program_by_id(link.program)
         name = program.name
         program.close()
     with contextlib.suppress(FairleadError, OSError):

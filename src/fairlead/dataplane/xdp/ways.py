@@ -16,7 +16,8 @@ from pathlib import Path
 from fairlead.dataplane.xdp import abi, filters
 from fairlead.dataplane.xdp.host import Host, Routes
 from fairlead.dataplane.xdp.interfaces import interfaces
-from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.dataplane.xdp.records import FORWARDINGS, PROTOCOLS, u32
 from fairlead.errors import FairleadError, OffLink, UnsupportedFeature
 from fairlead.model.health import Way
