@@ -9,11 +9,11 @@ packets before the old one lets go. A server lives in every plane that has a tab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from fairlead.dataplane.base import Counters, DataPlane, Explanation, FlowFilter
+from fairlead.dataplane.plane import Plane
 from fairlead.errors import DataPlaneError
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
@@ -25,7 +25,6 @@ from fairlead.model.state import (
     DeleteService,
     DeleteTable,
     ForwardingState,
-    Listener,
     ObservedState,
     Op,
     OpenListener,
@@ -42,103 +41,12 @@ from fairlead.model.vip import Vip
 from fairlead.policy.plan import describe
 
 PROXY, PACKETS = "proxy", "packets"
-K = TypeVar("K")
 V = TypeVar("V")
 
 
 def plane_of(forwarding: Forwarding) -> str:
     """Which plane carries a service."""
     return PROXY if forwarding is Forwarding.PROXY else PACKETS
-
-
-class _Draft(Generic[K, V]):
-    """What a plane held when it was last asked, and what it is about to be told since."""
-
-    def __init__(self) -> None:
-        self._held: Mapping[K, V] = {}
-        self._since: dict[K, V | None] = {}
-
-    def saw(self, held: Mapping[K, V]) -> None:
-        self._held, self._since = held, {}
-
-    def __contains__(self, key: object) -> bool:
-        # A table that is held may have no recipe, therefore values that are held are not looked at.
-        return self._since[key] is not None if key in self._since else key in self._held
-
-    def get(self, key: K) -> V | None:
-        return self._since[key] if key in self._since else self._held.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        self._since[key] = value
-
-    def drop(self, key: K) -> None:
-        self._since[key] = None
-
-    def values(self) -> Iterator[V]:
-        yield from (value for value in self._since.values() if value is not None)
-        yield from (value for key, value in self._held.items() if key not in self._since)
-
-
-@dataclass(slots=True)
-class _Plane:
-    """One plane, what it holds once ``ops`` are done, and the Ops that it is about to get."""
-
-    plane: DataPlane
-    ops: list[Op] = field(default_factory=list)
-    last: list[Op] = field(default_factory=list)  # from the first on by which something leaves this plane
-    seen: ForwardingState = field(default_factory=ForwardingState)
-    servers: _Draft[str, ServerSpec] = field(default_factory=_Draft)
-    tables: _Draft[str, object] = field(default_factory=_Draft)
-    services: _Draft[str, ServiceSpec] = field(default_factory=_Draft)
-    told: bool = True  # something since it was asked
-    opened: dict[Listener, bool] = field(default_factory=dict)  # since it was asked; False: closed
-
-    def saw(self, state: ForwardingState) -> None:
-        """It was asked what it holds."""
-        self.seen, self.opened, self.told = state, {}, False
-        self.servers.saw(state.servers)
-        self.tables.saw(state.tables)
-        self.services.saw(state.services)
-
-    @property
-    def listeners(self) -> frozenset[Listener]:
-        """What is open."""
-        opened = {it for it, is_open in self.opened.items() if is_open}
-        return (self.seen.listeners | opened) - (self.opened.keys() - opened) if self.opened else self.seen.listeners
-
-    def holds(self, op: DeleteServer | DeleteTable | DeleteService | CloseListener) -> bool:
-        """Whether it has what the Op takes away."""
-        match op:
-            case DeleteServer(key):
-                return key in self.servers
-            case DeleteTable(digest):
-                return digest in self.tables
-            case DeleteService(name):
-                return name in self.services
-            case CloseListener(listener):
-                return self.opened.get(listener, listener in self.seen.listeners)
-
-    def give(self, op: Op) -> None:
-        """Let it do this, too."""
-        (self.last or self.ops).append(op)
-        self.told = True
-        match op:
-            case PutServer(spec):
-                self.servers.put(spec.key, spec)
-            case DeleteServer(key):
-                self.servers.drop(key)
-            case PutTable(digest, _):
-                self.tables.put(digest, True)
-            case DeleteTable(digest):
-                self.tables.drop(digest)
-            case PutService(spec):
-                self.services.put(spec.name, spec)
-            case DeleteService(name):
-                self.services.drop(name)
-            case OpenListener(listener):
-                self.opened[listener] = True
-            case CloseListener(listener):
-                self.opened[listener] = False
 
 
 class CombinedDataPlane:
@@ -150,7 +58,7 @@ class CombinedDataPlane:
     """
 
     def __init__(self, proxy: DataPlane, packets: DataPlane) -> None:
-        self._planes = {PROXY: _Plane(proxy), PACKETS: _Plane(packets)}
+        self._planes = {PROXY: Plane(proxy), PACKETS: Plane(packets)}
         self._servers: dict[str, ServerSpec] = {}  # as last put
         self._tables: dict[str, TableSpec] = {}
         self._waiting_servers: set[str] = set()  # that no plane has
@@ -249,7 +157,7 @@ class CombinedDataPlane:
         if failure is not None or refused is not None:
             raise failure or refused  # type: ignore[misc]
 
-    async def _carry_out(self, plan: Plan, part: Callable[[_Plane], list[Op]]) -> DataPlaneError | None:
+    async def _carry_out(self, plan: Plan, part: Callable[[Plane], list[Op]]) -> DataPlaneError | None:
         """Let each plane do a part of its Ops; what failed first."""
         failure: DataPlaneError | None = None
         for it in self._planes.values():
@@ -332,7 +240,7 @@ class CombinedDataPlane:
         if not held:
             self._waiting_servers.add(spec.key)
 
-    def _give_table(self, it: _Plane, digest: str) -> None:
+    def _give_table(self, it: Plane, digest: str) -> None:
         """A table, and before it the servers that it names."""
         table = self._tables[digest]
         for member in table.members:
