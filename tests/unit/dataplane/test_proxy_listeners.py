@@ -228,3 +228,18 @@ def test_what_clients_get_inherits_nodelay_and_keepalive() -> None:
 def test_single_ports_of_a_listen() -> None:
     listen = Listener("dns", Protocol.UDP, Listen(ip_address("::1"), 80, 82))
     assert [str(it) for it in listeners.ports_of(listen)] == ["[::1]:80/udp", "[::1]:81/udp", "[::1]:82/udp"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [("128\n", "it is 128"), ("4095\n", "set it to 4096"), ("4096\n", None), ("junk", None), (None, None)],
+)
+def test_a_kernel_that_lets_few_connections_wait_is_told_about(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, told: str | None
+) -> None:
+    place = tmp_path / "somaxconn"
+    monkeypatch.setattr(listeners, "SOMAXCONN", place)
+    if limit is not None:
+        place.write_text(limit)
+    trouble = listeners.backlog_trouble()
+    assert (told in trouble) if told is not None and trouble is not None else trouble is told

@@ -16,7 +16,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
-from fairlead.dataplane.proxy import abi, codec, listeners, observe
+from fairlead.dataplane.proxy import abi, codec, flows, listeners, observe
 from fairlead.dataplane.proxy.adoption import adopt
 from fairlead.dataplane.proxy.changes import Change, Changes
 from fairlead.dataplane.proxy.control import Message, Reply, WorkerLost
@@ -31,7 +31,7 @@ from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion, Protocol
 from fairlead.model.state import ObservedState, Op, Plan, PutTable, TableSpec
-from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.views import FlowPage
 from fairlead.model.vip import Vip
 from fairlead.policy.plan import describe
 
@@ -117,7 +117,9 @@ class ProxyDataPlane:
         if not 1 <= self._count <= abi.MAX_WORKERS:
             raise DataPlaneError(f"{self._count} workers are asked for; 1 to {abi.MAX_WORKERS} are possible")
         descriptor_limit()
-        self._tell_backlog()
+        trouble = listeners.backlog_trouble()
+        if trouble is not None:
+            self._event("backlog_limited", "net.core.somaxconn", trouble)
         async with self._lock:
             self._memory = await adopt(self._fleet, self._registry, self._sockets, self._event)
             self._fleet.use(self._memory)
@@ -193,29 +195,7 @@ class ProxyDataPlane:
         Raises:
             DataPlaneError: The cursor is none of ours.
         """
-        slot, at = _parse_cursor(cursor)
-        service = self._registry.service_ids.get(which.service) if which.service else 0
-        server = self._registry.server_ids.get(which.server) if which.server else 0
-        found: list[FlowView] = []
-        if service is None or server is None:
-            return FlowPage((), None)
-        for worker in self._fleet.sharing():
-            if worker.slot < slot:
-                continue
-            at = at if worker.slot == slot else 0
-            while True:
-                if len(found) >= limit:
-                    return FlowPage(tuple(found), f"{worker.slot}:{at}")
-                body = codec.encode_flows(at, limit - len(found), service, server)
-                try:
-                    reply = await worker.control.request(Message(abi.Type.FLOWS, body))
-                except WorkerLost:
-                    break
-                found += (self._flow(record, worker.slot) for record in reply.records)
-                at = reply.done.cursor
-                if at == 0:
-                    break
-        return FlowPage(tuple(found), None)
+        return await flows.page(self._fleet.sharing(), self._registry, which, cursor, limit)
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:  # noqa: ARG002  # policy knows as much
         """It holds nothing that the desired state does not say."""
@@ -267,23 +247,6 @@ class ProxyDataPlane:
             memory.forget_server(number)
         else:
             memory.forget_service(number)
-
-    def _flow(self, record: bytes, slot: int) -> FlowView:
-        service, server = codec.flow_ids(record)
-        name = self._registry.server_ids.name(server) if server else ""
-        return codec.decode_flow(record, slot, self._registry.service_ids.name(service), name)
-
-    def _tell_backlog(self) -> None:
-        try:
-            limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-        except (OSError, ValueError):
-            return
-        if limit < listeners.BACKLOG:
-            self._event(
-                "backlog_limited",
-                "net.core.somaxconn",
-                f"it is {limit}: bursts of more new connections than that are dropped; set it to {listeners.BACKLOG}",
-            )
 
     # Changing
 
@@ -440,12 +403,3 @@ async def _outcome(change: Change, sent: Iterable[_Sent]) -> str | None:
             change.refused(slot)
             refusal = refusal or done.message or os.strerror(done.error)
     return refusal
-
-
-def _parse_cursor(cursor: str | None) -> tuple[int, int]:
-    if cursor is None:
-        return 0, 0
-    slot, _, at = cursor.partition(":")
-    if not (slot.isdecimal() and at.isdecimal() and int(at) <= 0xFFFFFFFF):
-        raise DataPlaneError(f"{cursor!r} is not a cursor of a list of connections; start again without one")
-    return int(slot), int(at)

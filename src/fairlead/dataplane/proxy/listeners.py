@@ -11,11 +11,13 @@ import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint, IPAddress, Protocol
 from fairlead.model.state import Listener
 
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
 RECEIVE_BUFFER = 4 << 20  # bytes of datagrams that may wait in one socket
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
@@ -229,3 +231,14 @@ def _explain(port: Port, error: OSError) -> str:
             )
         case _:
             return f"cannot listen at {endpoint}: {error.strerror}"
+
+
+def backlog_trouble() -> str | None:
+    """Why fewer connections than BACKLOG may wait to be accepted, and what to do, if it is so."""
+    try:
+        limit = int(SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return None
+    if limit >= BACKLOG:
+        return None
+    return f"it is {limit}: bursts of more new connections than that are dropped; set it to {BACKLOG}"
