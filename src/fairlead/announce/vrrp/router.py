@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from fairlead.announce.addresses import Addresses
 from fairlead.announce.base import Event, InstanceReport, Stance
 from fairlead.announce.netlink import Netlink
+from fairlead.announce.vrrp import addressing
 from fairlead.announce.vrrp.wire import Datagram, Wire, group_of
 from fairlead.model.net import IPAddress
 from fairlead.model.vip import Vip, VrrpChecksum, VrrpInstance
 from fairlead.protocols.vrrp.machine import (
     DEGRADED_PRIORITY,
-    OWNER_PRIORITY,
     RELEASE_PRIORITY,
     AddressesDiffer,
     Announce,
@@ -31,7 +31,7 @@ from fairlead.protocols.vrrp.machine import (
     VrrpState,
     Why,
 )
-from fairlead.protocols.vrrp.packet import MAX_ADDRESSES, Advertisement, ChecksumForm, InvalidReason, encode
+from fairlead.protocols.vrrp.packet import Advertisement, ChecksumForm, InvalidReason, encode
 
 HOLD_LIMIT_S = 30.0  # an agent that never says "ready" must not leave the addresses without an owner
 CLAIM_PRIORITY = 254
@@ -201,7 +201,8 @@ class Router:
         if advertisement.version != self.instance.version:
             self._count(self.instance.interface, InvalidReason.VERSION)
             return
-        if not self._is_neighbour(datagram.source):
+        on = None if self._wire is None else self._wire.index
+        if not addressing.is_neighbour(self._host, self.instance, datagram.source, on):
             self._count(self.instance.interface, InvalidReason.SOURCE)
             return
         self._received += 1
@@ -239,55 +240,19 @@ class Router:
         held_back = self._machine is None and not self._was_ready and not self._starts_unready
         if self.leaving or held_back or link is None or not link.carrier:
             return None, None
-        source = self._source(link.index)
+        source = addressing.source(self._host, self.instance, self.vips, self.family, link.index)
         if source is None:
             return None, None
         wire = self._wire_of(link.index, link.name, self.family)
         i = self.instance
         form = None if i.checksum is VrrpChecksum.AUTO else ChecksumForm(i.checksum)
         priority, _ = self._priority(now)
-        advertised = self._advertised()
+        advertised = addressing.advertised(self.instance, self.vips, self.family)
         return (
             Parameters(
                 i.vrid, priority, i.interval_cs, advertised, source, i.version, i.preempt, i.preempt_delay_s, form
             ),
             wire,
-        )
-
-    def _advertised(self) -> tuple[IPAddress, ...]:
-        """Addresses of its family on its interface; over IPv6 a link-local one first (RFC 9568 section 5.2.9)."""
-        found = [
-            vip.address
-            for vip in self.vips
-            if vip.interface == self.instance.interface and vip.address.version == self.family
-        ]
-        if self.family == 6:
-            found.sort(key=lambda address: not address.is_link_local)
-        return tuple(found[:MAX_ADDRESSES])
-
-    def _source(self, index: int) -> IPAddress | None:
-        """What it sends from: the primary address, or over IPv6 one of the scope that its peers have."""
-        own = {vip.address for vip in self.vips}
-        link_local = self.family == 6 and not any(not peer.is_link_local for peer in self.instance.peers)
-        for (where, address), found in self._host.addresses.items():
-            fits = where == index and address.version == self.family and address not in own
-            if not fits or found.secondary or self._host.is_ours(found):
-                continue
-            if self.family == 4 or address.is_link_local == link_local:
-                return address
-        if self.family == 4 and self.instance.priority == OWNER_PRIORITY:
-            return next((a for (where, a) in self._host.addresses if where == index and a in own), None)
-        return None
-
-    def _is_neighbour(self, source: IPAddress) -> bool:
-        """Whether advertisements from there count: a peer, or with multicast a host of this network."""
-        if self.instance.peers:
-            return source in self.instance.peers
-        if self._wire is None or source.version == 6:
-            return source.is_link_local
-        return any(
-            index == self._wire.index and address.version == 4 and _same_network(found.address, source, found.prefix)
-            for (index, address), found in self._host.addresses.items()
         )
 
     def _priority(self, now: float) -> tuple[int, str | None]:
@@ -412,7 +377,3 @@ class Router:
         listed = ", ".join(map(str, addresses))
         message = f"{source} advertises VRID {self.instance.vrid} with other addresses: {listed}"
         self._tell(Event("vrrp_conflict", self.instance.name, message, "error"))
-
-
-def _same_network(a: IPAddress, b: IPAddress, prefix: int) -> bool:
-    return int(a) >> a.max_prefixlen - prefix == int(b) >> b.max_prefixlen - prefix
