@@ -6,30 +6,44 @@ Packets that come out are built anew, with fresh checksums, so that nothing rest
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
 
-from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.abi import Counter
-from packet.world import SNAT, World, show
-from support.oracle import DROP, PASS, REDIRECT, TX, Reply
+from packet.row import (
+    C4,
+    C6,
+    S4,
+    S6,
+    SERVER6,
+    V4,
+    V6,
+    Row,
+    answered,
+    error4,
+    error6,
+    furnish,
+    pieces4,
+    pieces6,
+    reset,
+    tcp_packet,
+    to_client,
+    to_server,
+    tunnelled4,
+    udp_packet,
+)
+from packet.world import World, show
+from support.oracle import DROP, PASS, REDIRECT, TX
 from support.packets import (
     ACK,
-    CLIENT_MAC,
     ICMP,
-    ICMP6,
-    NODE_MAC,
     RST,
     SYN,
     TCP,
     UDP,
-    Ends,
     ends,
     extension,
-    fragment6,
     frame,
     icmp,
     ipv4,
@@ -40,128 +54,9 @@ from support.packets import (
     udp,
     udp_frame,
 )
-from support.xdp import INSIDE, OUTSIDE, Bed, Port
+from support.xdp import INSIDE, OUTSIDE, Bed
 
 pytestmark = pytest.mark.root
-
-C4, V4, S4 = "192.0.2.1:1000", "10.0.0.100:80", "10.0.1.10:8080"
-C6, V6, S6 = "[2001:db8:c::1]:1000", "[2001:db8::100]:80", "[2001:db8:1::10]:8080"
-IN_MAC = bytes.fromhex(INSIDE.mac.replace(":", ""))
-OUT_MAC = bytes.fromhex(OUTSIDE.mac.replace(":", ""))
-SERVER4, SERVER6 = bytes.fromhex("020000000b0a"), bytes.fromhex("020000000d10")
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    given: bytes
-    verdict: int
-    out: bytes | None  # None: unchanged
-    counter: Counter | None = None
-    port: Port = OUTSIDE
-    before: tuple[tuple[bytes, Port], ...] = ()  # packets sent first
-    any_label: bool = False  # the flow label may be any
-
-
-def to_server(ip: bytes, server: bytes = SERVER4, tags: tuple[int, ...] = ()) -> bytes:
-    return frame(ip, source=IN_MAC, destination=server, tags=tags)
-
-
-def to_client(ip: bytes) -> bytes:
-    return frame(ip, source=OUT_MAC, destination=CLIENT_MAC)
-
-
-def answered(ip: bytes) -> bytes:
-    return frame(ip, source=NODE_MAC, destination=CLIENT_MAC)
-
-
-def tcp_packet(source: str, destination: str, flags: int = ACK, payload: bytes = b"", **values: int) -> bytes:
-    e = ends(source, destination)
-    return packet(e, TCP, tcp(e, flags, payload), **values)
-
-
-def udp_packet(source: str, destination: str, payload: bytes = b"", **values: int) -> bytes:
-    e = ends(source, destination)
-    return packet(e, UDP, udp(e, payload), **values)
-
-
-def tunnelled4(inner: bytes, server: str = "10.0.1.10", protocol: int = 4, tos: int = 0) -> bytes:
-    return ipv4(ip_address("10.0.1.1"), ip_address(server), protocol, inner, tos=tos)
-
-
-def error4(
-    quote: bytes, source: str, to: str, kind: tuple[int, int] = (3, 4), mtu: int = 1400, *, ttl: int = 64
-) -> bytes:
-    message = icmp(*kind, struct.pack(">I", mtu), quote)
-    return ipv4(ip_address(source), ip_address(to), ICMP, message, ttl=ttl)
-
-
-def error6(
-    quote: bytes, source: str, to: str, *, kind: tuple[int, int] = (2, 0), mtu: int = 1400, hops: int = 64
-) -> bytes:
-    e = Ends(ip_address(source), 0, ip_address(to), 0)
-    return ipv6(e.source, e.destination, ICMP6, icmp(*kind, struct.pack(">I", mtu), quote, e), hops=hops)
-
-
-def reset(source: str, destination: str, flags: int, seq: int, ack: int) -> bytes:
-    e = ends(source, destination)
-    return packet(e, TCP, tcp(e, flags, seq=seq, ack=ack, window=0))
-
-
-def pieces4(source: str, destination: str, *, ttl: int = 64) -> tuple[bytes, bytes]:
-    """A UDP datagram of 40 bytes in two IPv4 fragments."""
-    e = ends(source, destination)
-    datagram = udp(e, bytes(range(40)))
-    first = ipv4(e.source, e.destination, UDP, datagram[:24], ttl=ttl, identity=77, fragment=0x2000)
-    return first, ipv4(e.source, e.destination, UDP, datagram[24:], ttl=ttl, identity=77, fragment=3)
-
-
-def pieces6(source: str, destination: str, *, hops: int = 64) -> tuple[bytes, bytes]:
-    e = ends(source, destination)
-    datagram = udp(e, bytes(range(40)))
-    first = fragment6(UDP, 0, more=True, identity=77) + datagram[:24]
-    second = fragment6(UDP, 24, more=False, identity=77) + datagram[24:]
-    return ipv6(e.source, e.destination, 44, first, hops=hops), ipv6(e.source, e.destination, 44, second, hops=hops)
-
-
-def furnish(world: World) -> None:
-    world.snat("10.0.1.1", "2001:db8:1::1", ports=(5000, 5999))
-    world.server(1, S4)
-    world.server(2, S6)
-    world.server(3, "10.0.1.10:0", source="10.0.1.1")
-    world.server(4, "[2001:db8:1::10]:0", source="2001:db8:1::1")
-    world.server(5, "10.0.1.200:8080")  # never resolved
-    world.server(6, "10.9.0.5:0")  # behind a router
-    world.server(7, "10.0.2.10:0", source="10.0.2.1")
-    world.server(8, "10.0.1.13:8080", ambiguous=True)
-    world.server(9, "192.0.2.1:8080")
-    for base, protocol in ((0, TCP), (50, UDP)):
-        plan = {80: ("nat", 1, 2), 81: ("fullnat", 1, 2), 82: ("dsr", 3, 4), 83: ("tunnel", 3, 4), 84: ("tunnel", 4, 3)}
-        plan |= {
-            93: ("dsr", 5, 4),
-            85: ("nat", 5, 2),
-            86: ("dsr", 6, 4),
-            87: ("tunnel", 7, 4),
-            88: ("nat", 8, 2),
-            89: ("nat", 9, 2),
-        }
-        for port, (forwarding, four, six) in plan.items():
-            for number, (vip, server) in enumerate((("10.0.0.100", four), ("2001:db8::100", six))):
-                service = base + 2 * (port - 80) + 1 + number
-                world.service(service, forwarding, (server,), (0,))
-                world.listen(service, vip, protocol, port)
-        for number, vip in enumerate(("10.0.0.100", "2001:db8::100")):
-            world.service(base + 30 + number, "nat", (), (), mode="reject")
-            world.listen(base + 30 + number, vip, protocol, 90)
-            world.service(base + 32 + number, "nat", (), (), mode="drop")
-            world.listen(base + 32 + number, vip, protocol, 91)
-            world.service(base + 34 + number, "nat", (1 + number,), (0,), allowed=("198.51.100.0/24",))
-            world.listen(base + 34 + number, vip, protocol, 92)
-            world.listen(base + 1 + number, vip, protocol, 8000, 8099)
-        world.reply(S4, protocol, Reply(ip_address("10.0.0.100"), 80, base + 1, 1))
-        world.reply(S6, protocol, Reply(ip_address("2001:db8::100"), 80, base + 2, 2))
-        world.reply("10.0.1.13:8080", protocol, Reply(ip_address("10.0.0.100"), 88, base + 17, 8, ambiguous=True))
-
 
 BIG = bytes(1460)
 ROWS = [
@@ -527,53 +422,6 @@ ROWS = [
     ),
     Row("reject never answers an RST", tcp_frame(C4, "10.0.0.100:90", RST), DROP, None, Counter.DROP_UNANSWERABLE),
 ]
-
-
-def beyond4(
-    inner: bytes, *, mtu: int = 1400, server: str = "10.0.1.10", source: str = "10.0.1.1", cut: int = 100
-) -> bytes:
-    """A router in the tunnel's path complains about ``inner``, tunnelled, of which it quotes so much."""
-    outer = ipv4(ip_address(source), ip_address(server), 4 if inner[0] >> 4 == 4 else 41, inner)
-    return frame(error4(outer[:cut], "10.9.0.1", source, mtu=mtu), source=SERVER4, destination=IN_MAC)
-
-
-T4, T6 = "10.0.0.105:83", "[2001:db8::105]:83"
-LARGE4, LARGE6 = tcp_packet(C4, T4, payload=bytes(1400)), tcp_packet(C6, T6, payload=bytes(1400))
-BEYOND = (
-    Row("tunnel, router says too big: the client is told", beyond4(LARGE4), REDIRECT,
-        to_client(error4(LARGE4[:80], "10.0.0.105", "192.0.2.1", mtu=1380)), Counter.SENT_PATH_MTU, INSIDE),
-    Row("tunnel, router quotes eight bytes of the inner ports", beyond4(LARGE4, cut=48), REDIRECT,
-        to_client(error4(LARGE4[:28], "10.0.0.105", "192.0.2.1", mtu=1380)), Counter.SENT_PATH_MTU, INSIDE),
-    Row("tunnel, IPv6 inside: never less than 1280", beyond4(LARGE6, mtu=1000), REDIRECT,
-        to_client(error6(LARGE6[:80], "2001:db8::105", "2001:db8:c::1", mtu=1280)), Counter.SENT_PATH_MTU, INSIDE),
-    Row("tunnel, router quotes too little", beyond4(LARGE4, cut=44), PASS, None, Counter.PASS_ICMP, INSIDE),
-    Row("tunnel, forged: another server", beyond4(LARGE4, server="10.0.1.11"), PASS, None, Counter.PASS_ICMP, INSIDE),
-    Row("tunnel, forged: another source", beyond4(LARGE4, source="10.0.1.2"), PASS, None, Counter.PASS_ICMP, INSIDE),
-    Row("tunnel, forged: no service of a tunnel", beyond4(tcp_packet(C4, V4)), PASS, None, Counter.PASS_ICMP, INSIDE),
-    Row("tunnel, forged: an MTU of nothing", beyond4(LARGE4, mtu=20), PASS, None, Counter.PASS_ICMP, INSIDE),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("row", BEYOND, ids=lambda row: row.name)
-def test_f21_what_a_router_in_the_path_of_a_tunnel_says(world: World, row: Row) -> None:
-    world.server(207, "10.0.1.10:0", source="10.0.1.1")
-    world.service(207, "tunnel", (207,), (0,))
-    for vip in ("10.0.0.105", "2001:db8::105"):
-        world.listen(207, vip, TCP, 83)
-    outcome = world.both(row.given, row.port)
-    assert (outcome.verdict, outcome.counter) == (row.verdict, row.counter)
-    assert outcome.frame == (row.given if row.out is None else row.out)
-
-
-def test_f21_what_is_told_to_clients_is_limited(world: World) -> None:
-    world.server(207, "10.0.1.10:0", source="10.0.1.1")
-    world.service(207, "tunnel", (207,), (0,))
-    world.listen(207, "10.0.0.105", TCP, 83)
-    world.bed.settings(abi.Settings(answers=5))
-    fates = [world.send(beyond4(LARGE4), INSIDE).counter for _ in range(100)]
-    assert fates.count(Counter.SENT_PATH_MTU) >= 5
-    assert fates.count(Counter.DROP_ANSWER_LIMIT) > 10
-    world.bed.settings(world.settings, snat=SNAT)
 
 
 @pytest.fixture(scope="module")
