@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from fairlead.dataplane.xdp.abi import Counter
 from packet.world import World
-from support.oracle import Reply
+from support.oracle.nouns import Reply
 from support.packets import (
     ACK,
     CLIENT_MAC,

@@ -11,7 +11,7 @@ from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.abi import Counter
 from packet.row import C4, C6, IN_MAC, SERVER4, V4, Row, error4, error6, furnish, tcp_packet, to_client
 from packet.world import SNAT, World
-from support.oracle import PASS, REDIRECT
+from support.oracle.nouns import PASS, REDIRECT
 from support.packets import TCP, frame, ipv4
 from support.xdp import INSIDE, Bed
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from packet.world import World
-from support.oracle import updated
+from support.oracle.headers import updated
 from support.packets import ICMP, TCP, UDP, Ends, ends, frame, icmp, ipv4, tcp_frame, udp_frame
 from support.xdp import Bed
 

@@ -16,7 +16,7 @@ from fairlead.dataplane.xdp.abi import Counter
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.policy.flowhash import flow_hash, flow_message, probes, slot_of, source_message
 from packet.world import World
-from support.oracle import DROP, PASS, REDIRECT, Reply
+from support.oracle.nouns import DROP, PASS, REDIRECT, Reply
 from support.packets import (
     ACK,
     FIN,

@@ -34,7 +34,7 @@ from packet.row import (
     udp_packet,
 )
 from packet.world import World, show
-from support.oracle import DROP, PASS, REDIRECT, TX
+from support.oracle.nouns import DROP, PASS, REDIRECT, TX
 from support.packets import (
     ACK,
     ICMP,

@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.dataplane.xdp.abi import Counter
 from packet.world import World
-from support.oracle import DROP, PASS, REDIRECT, Reply
+from support.oracle.nouns import DROP, PASS, REDIRECT, Reply
 from support.packets import (
     ACK,
     CLIENT_MAC,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from fairlead.dataplane.xdp import abi
-from support.oracle import Forwarder, Outcome, Reply, Server, Service
+from support.oracle.forward import Forwarder
+from support.oracle.nouns import Outcome, Reply, Server, Service
 from support.xdp import LONG, NARROW, OUTSIDE, SEED, Bed, Port
 
 FORWARDING = {
