@@ -113,6 +113,7 @@ def test_one_that_dies_is_replaced_and_told_again(bench: Bench) -> None:
     async def scene() -> None:
         async with bench.running() as client:
             pid = bench.pid(client)
+            await until_later(lambda: bench.heard() == ["set"], 5, "it has heard what is wished")
             os.kill(pid, signal.SIGKILL)
             await until_later(lambda: bench.pid(client) != pid, 10, "another reports")
             await until_later(lambda: bench.heard() == ["set", "set"], 5, "and knows what is wished")
@@ -148,6 +149,6 @@ def test_one_of_another_version_gives_up_in_order_and_is_replaced(bench: Bench, 
     async def scene() -> None:
         async with bench.running() as client:
             assert bench.pid(client) != older.pid
-            assert bench.heard() == ["quit", "set"]
+            await until_later(lambda: bench.heard() == ["quit", "set"], 5, "the old one gave up, the new one has heard")
 
     run(scene())
