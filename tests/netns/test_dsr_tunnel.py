@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, avoids, crossing, http_from, udp_ask
+from support.asking import avoids, http_from, udp_ask
+from support.crossing import Crossing, Daemon, crossing
 from support.wait import until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, crossing, http_from
+from support.asking import http_from
+from support.crossing import Crossing, Daemon, crossing
 from support.load import Steady, load, loading
 from support.wait import until
 

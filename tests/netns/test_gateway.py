@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, crossing, udp_ask
+from support.asking import udp_ask
+from support.crossing import Crossing, Daemon, crossing
 from support.daemon import inside_of
 from support.wait import until
 from support.xdp import ROOT

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, avoids, crossing, echo_asked, http_from, udp_ask
+from support.asking import avoids, echo_asked, http_from, udp_ask
+from support.crossing import Crossing, Daemon, crossing
 from support.wait import until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]

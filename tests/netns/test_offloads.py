@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.crossing import Crossing, Daemon, crossing, udp_ask
+from support.asking import udp_ask
+from support.crossing import Crossing, Daemon, crossing
 from support.netns import ip
 from support.wait import until
 

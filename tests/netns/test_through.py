@@ -16,7 +16,8 @@ import pytest
 
 from fairlead.dataplane.xdp.libbpf.hooks import TcHook
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
-from support.crossing import Crossing, Daemon, Server, crossing, http_from, udp_ask
+from support.asking import http_from, udp_ask
+from support.crossing import Crossing, Daemon, Server, crossing
 from support.wait import until
 from support.xdp import bed_object
 
