@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define FL_XDP_ABI 1u
+#define FL_XDP_ABI 2u
 
 #define FL_HOP_BITS 10u
 #define FL_HOPS (1u << FL_HOP_BITS) /* next hops a CPU remembers */
@@ -100,6 +100,13 @@ struct fl_details6 {
 };
 
 /*
+ * touched: a word per FL_PLACES_PER_WORD entries of flows4, see touched.h. From the lowest bit on: flags of flows,
+ * two marks, and the epoch in the upper eight bits.
+ */
+#define FL_PLACES_PER_WORD 8u
+#define FL_MARK_BITS 54u
+
+/*
  * carried: flows of a table of another layout, read by the agent, which the program `carry` stores in this one. Not
  * a map of the program that forwards. What an IPv4 entry lacks stands here as in the maps of both families.
  */
@@ -159,9 +166,11 @@ enum fl_choice {
 };
 enum fl_mode { FL_FORWARD, FL_REJECT, FL_DROP };
 
+#define FL_SETTLED 0x80000000u /* no flow but those marked in `touched` has another server than its slot names */
+
 /* services, by id; id 0 is never used, ids fit 16 bits. Each line is one word. */
 struct fl_service {
-	__u32 table_base, table_size; /* units of `slots`, number of slots */
+	__u32 table_base, table_size; /* units of `slots`, number of slots and FL_SETTLED */
 	__u8 forwarding, choice, mode, reserved;
 	__u32 access; /* 0: everybody may connect */
 	__u64 seed[2];

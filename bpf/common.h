@@ -12,6 +12,8 @@ const volatile __u32 fragment_ttl = 7500;	/* jiffies a fragment's way is remembe
 const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a packet may have more than one buffer */
 const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one */
 const volatile __u32 flow6_mask = 65535;
+const volatile __u32 touched_mask = 8191;	/* words of `touched`, less one */
+const volatile __u32 touch_shift = 11;		/* an epoch of `touched` is 1 << touch_shift jiffies */
 const volatile _Bool accounting = 0;		/* count packets and octets of every flow: one more cache line a packet */
 const volatile _Bool resolver = 0;		/* the tc program `resolve` sees every packet that this one passes */
 const volatile _Bool unfinished_sums = 0;	/* packets may come whose checksum was left to the hardware (partial.h) */
@@ -70,6 +72,7 @@ struct scratch {
 	struct tuple tuple;
 	struct flow flow, found, known;
 	__u32 octets; /* of the packet that makes the flow to be stored; 0: another packet's */
+	__u32 by_slot;	/* the server of the flow to be stored is the one that its slot names */
 	__u32 replaces; /* the packet's tuple has an entry, though not one that decides */
 };
 

@@ -237,6 +237,7 @@ __noinline int keep_partner(const struct packet *p, const struct route *r, const
 		return -1;
 	work->flow.entry = *entry;
 	work->octets = 0;
+	work->by_slot = 0;
 	if (entry->kind == FL_TO_SERVER)
 		flow_to_client(&work->flow, p);
 	else

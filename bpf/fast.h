@@ -11,6 +11,7 @@
 #include "common.h"
 #include "flow.h"
 #include "rewrite.h"
+#include "select.h"
 
 enum { NOT_PLAIN = -1 };
 
@@ -113,47 +114,100 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 	return leave(ctx, hop);
 }
 
+/* What is known of a request. */
+struct plain_flow {
+	__u64 addresses, rest; /* the key */
+	__u64 hash;
+	struct touch touch;
+	struct fl_service *service;
+	struct fl_flow *entry; /* NULL: the flow table was not asked */
+	__u32 service_id, server_id, index, seen;
+	__u16 generation;
+};
+
+/* By the slot, for a flow of a settled service that was met a moment ago (touched.h). -1: the table has to say. */
+static __always_inline int plain_settled(struct plain_flow *flow, const struct plain *p)
+{
+	struct fl_listen4 key = { .addr = p->ip->daddr, .port = p->tcp->dest, .proto = IPPROTO_TCP };
+	__u32 *id, size;
+	__u64 word, hash;
+
+	if (accounting || p->ip->protocol != IPPROTO_TCP || !touch_met(&flow->touch))
+		return -1;
+	id = bpf_map_lookup_elem(&listeners4, &key);
+	if (!id)
+		return -1;
+	flow->service_id = *id;
+	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
+	if (!flow->service)
+		return -1;
+	word = *(volatile __u64 *)&flow->service->table_base;
+	if (!(word >> 32 & FL_SETTLED))
+		return -1;
+	hash = flow_hash4(flow->service->seed, flow->addresses, flow->addresses >> 32, flow->rest, IPPROTO_TCP);
+	size = slots_of(word);
+	flow->server_id = server_in_slot(word, size, slot_of(hash, size));
+	return 0;
+}
+
+/* By its entry; -1: it has none that decides. */
+static __always_inline int plain_known(struct plain_flow *flow, const struct plain *p)
+{
+	struct fl_flow4 *found;
+	__u16 before;
+
+	found = find4(flow->addresses, flow->rest, flow->hash, &flow->index, &before);
+	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
+		return -1;
+	flow->entry = &found->flow;
+	flow->service_id = found->flow.service;
+	flow->server_id = found->flow.server;
+	flow->generation = found->flow.generation;
+	flow->seen = found->flow.seen;
+	if (before & 1 || lock_of(&found->flow) != before)
+		return -1;
+	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
+	return flow->service && (__s32)(p->time - flow->seen) <= (__s32)flow->service->timeout[FL_OPEN] ? 0 : -1;
+}
+
 static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
 {
-	struct fl_settings *set = get_settings();
-	__u32 service_id, server_id, seen, grow, index;
-	__be32 src = p->ip->saddr;
 	/* Both ports in one load, as the key has them. */
-	__u32 ports = *(__u32 *)&p->tcp->source;
-	struct fl_service *service;
+	__u32 ports = *(__u32 *)&p->tcp->source, grow;
+	struct fl_settings *set = get_settings();
+	struct plain_flow flow = {};
 	struct fl_server *server;
-	struct fl_flow4 *found;
-	__u16 generation, before;
-	__u8 forwarding;
 	struct fl_hop *hop;
+	__u8 forwarding;
 
-	found = set ? find4(two(src, p->ip->daddr), (__u64)p->ip->protocol << 32 | ports, set, &index, &before) : 0;
-	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
+	flow.addresses = two(p->ip->saddr, p->ip->daddr);
+	flow.rest = (__u64)p->ip->protocol << 32 | ports;
+	if (!set)
 		return NOT_PLAIN;
-	service_id = found->flow.service;
-	server_id = found->flow.server;
-	generation = found->flow.generation;
-	seen = found->flow.seen;
-	if (before & 1 || lock_of(&found->flow) != before)
+	flow.hash = hash4(flow.addresses, flow.rest, set);
+	if (touch_find(&flow.touch, flow.hash, p->time) || (plain_settled(&flow, p) && plain_known(&flow, p)))
 		return NOT_PLAIN;
-	service = bpf_map_lookup_elem(&services, &service_id);
-	server = bpf_map_lookup_elem(&servers, &server_id);
-	if (!service || !server || server->flags || server->family != 4 || server->generation != generation ||
-	    (__s32)(p->time - seen) > (__s32)service->timeout[FL_OPEN])
+	server = bpf_map_lookup_elem(&servers, &flow.server_id);
+	if (!server || server->flags || server->family != 4 || (flow.entry && server->generation != flow.generation))
 		return NOT_PLAIN;
-	forwarding = service->forwarding;
+	forwarding = flow.service->forwarding;
 	grow = forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0;
 	hop = remembered_hop(server->addr.word[3], p->time);
 	if (forwarding == FL_FULLNAT || !hop || p->ip_len + grow > hop->mtu || plain_unfinished(p))
 		return NOT_PLAIN;
-	if (forwarding == FL_NAT ? p->ip->ttl <= 1 : forwarding == FL_DSR && hop->gateway)
+	if (forwarding == FL_NAT ? p->ip->ttl <= 1 || server->addr.word[3] == p->ip->saddr
+				 : forwarding == FL_DSR && hop->gateway)
 		return NOT_PLAIN;
-	if (seen != p->time)
-		found->flow.seen = p->time;
-	account(index, 4, p->ip_len);
-	count_traffic(service_id, server_id, FL_TO_SERVER, p->ip_len);
+	if (flow.entry) {
+		if (flow.seen != p->time)
+			flow.entry->seen = p->time;
+		account(flow.index, 4, p->ip_len);
+		if (p->ip->protocol == IPPROTO_TCP)
+			touch_set(&flow.touch);
+	}
+	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
-		return plain_tunnel(ctx, server, hop, mix_flow(src, ports), p->ip_len, p->ip->tos);
+		return plain_tunnel(ctx, server, hop, mix_flow(p->ip->saddr, ports), p->ip_len, p->ip->tos);
 	if (forwarding == FL_NAT)
 		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
 	plain_link(p->eth, hop);

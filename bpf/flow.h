@@ -14,6 +14,7 @@
 #define FAIRLEAD_FLOW_H
 
 #include "common.h"
+#include "touched.h"
 
 static __always_inline void tuple_of(struct tuple *t, const struct packet *p)
 {
@@ -53,9 +54,9 @@ static __always_inline __u32 home_of(__u64 hash)
 	return hash * 0x94D049BB133111EBull >> 32 & ~1u;
 }
 
-static __always_inline __u32 home4(__u64 addresses, __u64 rest, const struct fl_settings *set)
+static __always_inline __u64 hash4(__u64 addresses, __u64 rest, const struct fl_settings *set)
 {
-	return home_of(mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest));
+	return mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest);
 }
 
 static __always_inline __u32 home6(const struct tuple *t, const struct fl_settings *set)
@@ -87,10 +88,9 @@ static __always_inline __u16 lock_of(const struct fl_flow *flow)
 }
 
 /* The entry of a key, its index, and its lock as it was before the key was compared. */
-static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, const struct fl_settings *set, __u32 *index,
-					      __u16 *before)
+static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, __u64 hash, __u32 *index, __u16 *before)
 {
-	__u32 home = home4(addresses, rest, set);
+	__u32 home = home_of(hash);
 
 	for (__u32 i = 0; i < FL_PROBES; i++) {
 		__u32 place = (home + i) & flow4_mask;
@@ -128,11 +128,12 @@ static __always_inline struct fl_flow6 *find6(const struct tuple *t, const struc
 static __always_inline struct fl_flow *flow_find4(const struct tuple *t, struct flow *copy, const struct fl_settings *set,
 						  __u32 *index)
 {
+	__u64 addresses = two(t->src.word[3], t->dst.word[3]), rest = ports_proto(t->sport, t->dport, t->proto);
 	struct fl_details4 *details;
 	struct fl_flow4 *found;
 	__u16 before;
 
-	found = find4(two(t->src.word[3], t->dst.word[3]), ports_proto(t->sport, t->dport, t->proto), set, index, &before);
+	found = find4(addresses, rest, hash4(addresses, rest, set), index, &before);
 	details = found ? bpf_map_lookup_elem(&details4, index) : 0;
 	if (!found || !details)
 		return 0;
@@ -256,7 +257,8 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 {
 	const struct tuple *t = &work->tuple;
 	__u64 addresses = two(t->src.word[3], t->dst.word[3]), rest = ports_proto(t->sport, t->dport, t->proto);
-	__u32 home = home4(addresses, rest, set), best = 0, chosen = 0;
+	__u64 hash = hash4(addresses, rest, set);
+	__u32 home = home_of(hash), best = 0, chosen = 0;
 	struct fl_details4 *details;
 	struct fl_flow4 *place = 0;
 
@@ -293,6 +295,8 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 	details->near_port = work->flow.near_port;
 	details->far_port = work->flow.far_port;
 	unlock_entry(&place->flow);
+	if (work->flow.entry.kind == FL_TO_SERVER && t->proto == IPPROTO_TCP)
+		touch_stored(hash, work->flow.entry.seen, work->by_slot);
 	return 0;
 }
 

@@ -134,6 +134,12 @@ static __always_inline __u32 server_in_slot(__u32 base, __u32 size, __u32 slot)
 	return two ? two[member & 1] : 0;
 }
 
+/* `word`: table_base and table_size of a service. */
+static __always_inline __u32 slots_of(__u64 word)
+{
+	return word >> 32 & ~FL_SETTLED;
+}
+
 static __always_inline __u32 slot_of(__u64 hash, __u32 size)
 {
 	return (hash >> 32) * size >> 32;
@@ -164,16 +170,17 @@ static __always_inline __u64 starting_hash(struct fl_service *service, __u32 id,
 __noinline int choose(const struct packet *p, __u32 id, int stored, int *hairpin)
 {
 	struct fl_service *service = bpf_map_lookup_elem(&services, &id);
+	struct scratch *work = get_scratch();
 	__u32 base, size;
 	_Bool by_turn;
 	__u64 hash, word;
 
-	if (!service || !p || !hairpin)
+	if (!service || !p || !hairpin || !work)
 		return 0;
 	/* One load: the agent flips both at once. */
 	word = *(volatile __u64 *)&service->table_base;
 	base = word;
-	size = word >> 32;
+	size = slots_of(word);
 	if (!size)
 		return 0;
 	hash = starting_hash(service, id, p, stored, &by_turn);
@@ -188,6 +195,7 @@ __noinline int choose(const struct packet *p, __u32 id, int stored, int *hairpin
 			*hairpin = 1;
 			continue;
 		}
+		work->by_slot = !i && service->choice == FL_BY_FLOW;
 		return chosen;
 	}
 	return 0;

@@ -58,18 +58,28 @@ static __always_inline __u64 pair(__u32 low, __u32 high)
 	return (__u64)high << 32 | low;
 }
 
-static __always_inline __u64 flow_hash(const __u64 seed[2], const struct packet *p, _Bool by_source)
+static __always_inline __u64 flow_hash4(const __u64 seed[2], __be32 src, __be32 dst, __u32 ports, __u8 proto)
 {
-	__u64 ports = pair((__u32)p->dport << 16 | p->sport, p->proto);
 	struct sip s;
 
 	sip_start(&s, seed);
+	sip_word(&s, pair(src, dst));
+	sip_word(&s, pair(ports, proto));
+	return sip_end(&s, 16);
+}
+
+static __always_inline __u64 flow_hash(const __u64 seed[2], const struct packet *p, _Bool by_source)
+{
+	__u32 ports = (__u32)p->dport << 16 | p->sport;
+	struct sip s;
+
+	if (p->family == 4 && !by_source)
+		return flow_hash4(seed, p->src.word[3], p->dst.word[3], ports, p->proto);
+
+	sip_start(&s, seed);
 	if (p->family == 4) {
-		sip_word(&s, pair(p->src.word[3], by_source ? 0 : p->dst.word[3]));
-		if (by_source)
-			return sip_end(&s, 8);
-		sip_word(&s, ports);
-		return sip_end(&s, 16);
+		sip_word(&s, p->src.word[3]);
+		return sip_end(&s, 8);
 	}
 	sip_word(&s, pair(p->src.word[0], p->src.word[1]));
 	sip_word(&s, pair(p->src.word[2], p->src.word[3]));
@@ -77,7 +87,7 @@ static __always_inline __u64 flow_hash(const __u64 seed[2], const struct packet 
 		return sip_end(&s, 16);
 	sip_word(&s, pair(p->dst.word[0], p->dst.word[1]));
 	sip_word(&s, pair(p->dst.word[2], p->dst.word[3]));
-	sip_word(&s, ports);
+	sip_word(&s, pair(ports, p->proto));
 	return sip_end(&s, 40);
 }
 

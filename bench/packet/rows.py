@@ -33,6 +33,7 @@ from support.xdp import Bed
 PASS, TX, REDIRECT = 2, 3, 4
 SERVERS = 100
 SLOTS = 65537
+ESTABLISHED = 3  # times that a flow is met before it is measured
 V4, V6, C4, C6 = "10.0.0.100:80", "[2001:db8::100]:80", "10.64.0.0:1024", "[2001:db8:c::]:1024"
 
 
@@ -84,7 +85,7 @@ class Row:
     bar: tuple[float, float] | None = None
     over: float | None = None
     peer: Peer | None = None
-    rounds: int = 3
+    rounds: int = ESTABLISHED
 
 
 def servers(bed: Bed, port: int, version: int = 4) -> tuple[int, int]:
@@ -101,7 +102,7 @@ def service(
 ) -> Callable[[Bed], None]:
     def prepare(bed: Bed) -> None:
         port = 8080 if forwarding in (abi.Forwarding.NAT, abi.Forwarding.FULLNAT) else 0
-        bed.service(1, forwarding, servers(bed, port, server))
+        bed.service(1, forwarding, servers(bed, port, server), settled=forwarding is not abi.Forwarding.FULLNAT)
         bed.listen(1, "10.0.0.100" if client == 4 else "2001:db8::100", protocol, 80)
 
     return prepare

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.holdings import Holdings, ServiceHeld
+from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.settle import Settler
+from support.models import service_spec
 from support.oracle.forward import Forwarder
 from support.oracle.nouns import Outcome, Reply, Server, Service
 from support.xdp import LONG, NARROW, OUTSIDE, SEED, Bed, Port
@@ -166,10 +170,14 @@ class World:
         fates = [c for c, n in grown for _ in range(n) if c in FATES]
         return fates, [c for c, n in grown for _ in range(n) if c not in FATES]
 
+    def resume(self) -> None:
+        """What was counted meanwhile does not matter."""
+        self._seen = self.bed.raw_counters()
+
     def forget(self) -> None:
         """Forget all flows, in both."""
         self.bed.forget()
-        self._seen = self.bed.raw_counters()
+        self.resume()
         self.oracle.flows.clear()
         self.oracle.fragments.clear()
         self.oracle.rotor = 0
@@ -179,6 +187,23 @@ class World:
             reply.direct = False
         for key in self._replies:
             self.bed.reply(*key)
+
+    def settle(self, settler: Settler) -> None:
+        """Settle what may be settled, as the agent does a second after a change."""
+        held = Holdings(hertz=250, clock=lambda: 0.0)
+        mirror = held.mirrors["services"]
+        mirror.use(self.bed.maps["services"])
+        for number, service in self.oracle.services.items():
+            raw = self.bed.maps["services"].get(u32(number))
+            assert raw is not None
+            mirror.content[u32(number)] = raw
+            spec = service_spec(str(number), "table")
+            held.services_by_id[number] = ServiceHeld(number, spec)
+            plain = service.choice == "flow" and service.mode == "forward" and service.forwarding != "fullnat"
+            if plain and service.allowed is None:
+                held.unsettled.add(number)
+        settler.step(held, 10.0)
+        held.flush()
 
     def churn(self, source: random.Random) -> None:
         """Change something, as an operator or a health check would."""

@@ -57,6 +57,11 @@ def program_object() -> Path:
     return compiled(ROOT / "bpf/fairlead.bpf.c")
 
 
+def settle_object() -> Path:
+    """The compiled programs that mark strays."""
+    return compiled(ROOT / "bpf/settle.bpf.c")
+
+
 def bed_object() -> Path:
     """The compiled programs of the bed."""
     return compiled(ROOT / "tests/support/testbed.bpf.c")
@@ -232,10 +237,11 @@ class Bed:
         timeout: bytes = LONG,
         new_per_source: int = 0,
         seed: bytes = SEED,
+        settled: bool = False,
     ) -> None:
         """Put a service."""
         record = abi.ServiceRecord(*table, forwarding, choice, mode, access, seed, timeout, new_per_source)
-        self.maps["services"].put(_u32(number), record.pack())
+        self.maps["services"].put(_u32(number), abi.settled(record.pack(), on=settled))
 
     def listen(self, service: int, vip: str, protocol: int, first: int, last: int | None = None) -> None:
         """Offer a service at an address and a port, or a range of ports (0 to 65535: any)."""
@@ -296,6 +302,8 @@ class Bed:
         for name in ("flows4", "flows6"):
             with self.maps[name].memory() as flows:
                 flows[:] = bytes(len(flows))
+        touched = self.maps["touched"]
+        touched.put_many({_u32(index): bytes(8) for index in range(touched.max_entries)})
         self.clear("fragments", "sources")
         row = self.maps["cpus"].get(_u32(0))
         assert row is not None
@@ -335,15 +343,17 @@ def _u32(number: int) -> bytes:
 def sized(entries: int) -> tuple[dict[str, int], dict[str, int]]:
     """Sizes of maps, and constants, for flow tables of ``entries`` (a power of two)."""
     sizes = dict.fromkeys(("flows4", "flows6", "details4", "details6"), entries)
-    return sizes, {"flow4_mask": entries - 1, "flow6_mask": entries - 1}
+    sizes["touched"] = words = max(1, entries // abi.PLACES_PER_WORD)
+    return sizes, {"flow4_mask": entries - 1, "flow6_mask": entries - 1, "touched_mask": words - 1}
 
 
 @contextlib.contextmanager
-def open_bed(*, entries: int = 65536, multi_buffer: bool = False, **constants: int) -> Iterator[Bed]:
+def open_bed(*, entries: int = 65536, words: int = 0, multi_buffer: bool = False, **constants: int) -> Iterator[Bed]:
     """A bed in the present namespace, on one CPU.
 
     Args:
         entries: Of the flow tables.
+        words: Of ``touched``; 0: as many as the agent gives it.
         multi_buffer: What is longer than a page comes in several buffers; else it is cut off.
         constants: Of the program.
     """
@@ -351,6 +361,8 @@ def open_bed(*, entries: int = 65536, multi_buffer: bool = False, **constants: i
     cpu = min(allowed)
     os.sched_setaffinity(0, {cpu})
     sizes, masks = sized(entries)
+    if words:
+        sizes["touched"], masks["touched_mask"] = words, words - 1
     try:
         loaded = LoadedObject(
             program_object(),

@@ -17,10 +17,12 @@ from typing import ClassVar
 from fairlead.dataplane.xdp.layout import Layout, Record
 from fairlead.model.net import IPAddress
 
-ABI = 1
+ABI = 2
 HOPS = 1024
 NEAR_BITS = 18
 PROBES = 8
+PLACES_PER_WORD, MARK_BITS = 8, 54
+SETTLED = 1 << 31
 NEAR_VIP, NEAR_SERVER = 1, 2
 SNAT_MAX = 32
 SLOT_UNIT = 8
@@ -288,7 +290,7 @@ class ServiceRecord(Record):
         "addr timeout, u32 new_per_source, zero:12",
     )
     table_base: int
-    table_size: int
+    table_size: int  # and SETTLED
     forwarding: int
     choice: int
     mode: int
@@ -296,6 +298,22 @@ class ServiceRecord(Record):
     seed: bytes
     timeout: bytes
     new_per_source: int = 0
+
+    @property
+    def slots(self) -> int:
+        """How many its table has."""
+        return self.table_size & ~SETTLED
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether packets of flows that were met a moment ago go by their slot, without a look at the flow table."""
+        return bool(self.table_size & SETTLED)
+
+
+def settled(record: bytes, *, on: bool) -> bytes:
+    """A packed ServiceRecord with that said of it."""
+    (size,) = struct.unpack_from("<I", record, 4)
+    return record[:4] + struct.pack("<I", size | SETTLED if on else size & ~SETTLED) + record[8:]
 
 
 def timeouts(syn: int, idle: int, fin: int, rst: int) -> bytes:

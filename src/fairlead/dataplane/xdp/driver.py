@@ -208,6 +208,8 @@ class XdpDataPlane:
         self._damaged |= adoption.damage(self._in)
         if self._in.look_after_interfaces(self._needs(())):
             self._damaged |= self._held.listeners.keys()  # nothing came by them until now
+        self._in.settler.step(self._held, self._clock())
+        self._held.flush()
         if self._held.lingering and self._clock() >= self._release_at:
             self._release_at = self._clock() + RELEASE_S
             live = self._in.census.count(fresh=True)

@@ -144,7 +144,7 @@ class Explainer:
 
     def _chosen(self, question: FlowQuestion, number: int, record: abi.ServiceRecord) -> tuple[_Server, None] | None:
         """The server of a new flow."""
-        base, size = record.table_base, record.table_size
+        base, size = record.table_base, record.slots
         if not size:
             self._say("slot", "its table is empty: dropped")
             return None

@@ -84,6 +84,7 @@ class ServiceHeld:
     gone: bool = False
     listeners: set[Listener] = field(default_factory=set)
     claims: frozenset[tuple[ReplyKey, Claim]] = frozenset()
+    written_at: float = 0.0  # what its flows depend on: monotonic seconds
 
 
 class Holdings:
@@ -106,6 +107,7 @@ class Holdings:
         self.tables: dict[str, TableHeld] = {}
         self.services: dict[str, ServiceHeld] = {}
         self.services_by_id: dict[int, ServiceHeld] = {}
+        self.unsettled: set[int] = set()  # those that might be settled (settle.py)
         self.listeners: dict[Listener, ServiceHeld] = {}
         self.replies = Replies()
         self.server_ids, self.service_ids, self.access_ids = Ids(1), Ids(1), Ids(1 << 31)
@@ -320,6 +322,22 @@ class Holdings:
         place = (table.base, table.size) if table is not None else (0, 0)
         raw = records.service_record(held.spec, place, held.access, self._hertz)
         self.mirrors["services"].put(u32(held.number), raw)
+        held.written_at = self._clock()
+        if not held.gone and records.may_settle(held.spec, self._hertz):
+            self.unsettled.add(held.number)
+        else:
+            self.unsettled.discard(held.number)
+
+    def settle(self, number: int) -> None:
+        """Say of a service that no flow but those marked has another server than its slot names."""
+        raw = self.mirrors["services"].content[u32(number)]
+        self.mirrors["services"].put(u32(number), abi.settled(raw, on=True))
+        self.unsettled.discard(number)
+
+    def unsettle(self) -> None:
+        """Nothing is known of flows any more."""
+        for held in self.services_by_id.values():
+            self.write_service_record(held)
 
     def _succeed(self, former: ServiceHeld, held: ServiceHeld) -> None:
         """Listeners go over to the new id; the old one ends with its flows."""
@@ -371,6 +389,7 @@ class Holdings:
         if listener not in self.listeners:
             self._count_listener(listener, held)
             self.claim(held)
+            self.write_service_record(held)  # unsettled: flows may be there from before
         self.write_listener(listener, held)
 
     def _count_listener(self, listener: Listener, held: ServiceHeld) -> None:

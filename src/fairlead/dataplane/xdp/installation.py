@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.dataplane.xdp import abi, census, offloads, pins
+from fairlead.dataplane.xdp import abi, census, offloads, pins, records
 from fairlead.dataplane.xdp.carry import Carrier, note_layouts
 from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
@@ -26,6 +26,7 @@ from fairlead.dataplane.xdp.programs import Programs
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.resolver import Resolver
 from fairlead.dataplane.xdp.room import MAX_SERVICES, Needs, sizes_of
+from fairlead.dataplane.xdp.settle import Settler
 from fairlead.errors import DataPlaneError, UnsupportedFeature
 from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
@@ -73,8 +74,10 @@ class Installation:
         self.unattached: str | None = None  # why an interface does not carry the program
         self._event = event
         self._counting = programs.census
+        self._settling = programs.settle
         self._carrying = programs.carry
         self._census: Census | None = None
+        self._settler: Settler | None = None
         self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
@@ -94,6 +97,12 @@ class Installation:
         """Counts flows."""
         assert self._census is not None
         return self._census
+
+    @property
+    def settler(self) -> Settler:
+        """Finds services that need not ask the flow table."""
+        assert self._settler is not None
+        return self._settler
 
     @property
     def flow_table(self) -> FlowTable:
@@ -178,12 +187,17 @@ class Installation:
 
     def _masks(self) -> dict[str, int]:
         maps = self.kernel.maps
-        return {"flow4_mask": maps["flows4"].max_entries - 1, "flow6_mask": maps["flows6"].max_entries - 1}
+        names = {"flow4_mask": "flows4", "flow6_mask": "flows6", "touched_mask": "touched"}
+        constants = self._constants()
+        return {mask: maps[name].max_entries - 1 for mask, name in names.items()} | {
+            "touch_shift": constants["touch_shift"]
+        }
 
     def _constants(self) -> dict[str, int]:
         return {
             "hop_ttl": max(1, self.hertz // 25),
             "fragment_ttl": 30 * self.hertz,
+            "touch_shift": records.epoch_shift(self.hertz),
             "resolver": int(self.resolver.supported()),
             "unfinished_sums": int(self._unfinished),
         }
@@ -195,6 +209,7 @@ class Installation:
         """Put into new maps what the old ones had."""
         if "flows4" in fresh or self.held.settings.secret == bytes(16):
             self.held.settings = self._settings()
+        self.held.unsettle()  # marks may be new, and a round over them is not gone on with
         self.held.write_settings()
         note_layouts(maps["names_meta"])
         for name, mirror in self.held.mirrors.items():
@@ -232,6 +247,7 @@ class Installation:
         self._memory = {name: maps[name].memory() for name in ("slots", "near")}
         self._flow_table = FlowTable(maps)
         self._census = Census(self._counting, maps, self.hertz)
+        self._settler = Settler(self._settling, maps)
         held.server_ids.capacity = maps["servers"].max_entries
         held.service_ids.capacity = min(maps["services"].max_entries, MAX_SERVICES)
         held.extents.grow(maps["slots"].max_entries)
@@ -247,6 +263,9 @@ class Installation:
         if self._census is not None:
             self._census.close()
             self._census = None
+        if self._settler is not None:
+            self._settler.close()
+            self._settler = None
 
     def slots(self, base: int, units: int) -> bytes:
         """A part of the slot memory."""

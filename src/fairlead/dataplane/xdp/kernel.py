@@ -184,7 +184,8 @@ class Kernel:
             if name not in AGENT_MAPS
         }
         constants = dict(build.constants)
-        constants["flow4_mask"], constants["flow6_mask"] = sizes["flows4"] - 1, sizes["flows6"] - 1
+        masks = {"flow4_mask": "flows4", "flow6_mask": "flows6", "touched_mask": "touched"}
+        constants |= {mask: sizes[name] - 1 for mask, name in masks.items()}
         reuse = {name: item for name, item in kept.items() if name not in AGENT_MAPS}
         fresh_sizes = {name: size for name, size in sizes.items() if name not in reuse}
         loaded = LoadedObject(

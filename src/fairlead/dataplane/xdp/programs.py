@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-PROGRAMS = ("fairlead", "census", "carry", "ways", "resolve")  # in the order of the fields below
+PROGRAMS = ("fairlead", "census", "settle", "carry", "ways", "resolve")  # in the order of the fields below
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Object files: what forwards, counts flows, carries them over, guides probes, and waits for neighbours."""
+    """Object files: what forwards, counts flows, marks strays, carries flows over, guides probes, resolves."""
 
     forward: Path
     census: Path
+    settle: Path
     carry: Path
     ways: Path
     resolve: Path

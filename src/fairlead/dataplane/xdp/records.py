@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -36,6 +37,8 @@ MODES = {
 PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
 # Seconds that a flow of one packet, one that was closed, and one that was reset may be silent, at most.
 SYN_S, FIN_S, RST_S = 30, 120, 10
+EPOCH_S = 8  # how often the entry of a flow is looked at, at least
+EPOCHS = 4  # that a flow must be allowed to be idle for
 FOREVER = (1 << 31) - 1  # jiffies; times are compared as signed differences
 ANY_PORT = (1, 65535)  # what `*` means
 _MAPPED = 0xFFFF << 32
@@ -62,6 +65,27 @@ def timeouts(spec: ServiceSpec, hertz: int) -> bytes:
     idle = spec.idle_timeout_ms * hertz // 1000 if spec.idle_timeout_ms else FOREVER
     idle = max(1, min(idle, FOREVER))
     return abi.timeouts(*(min(idle, limit) for limit in (SYN_S * hertz, FOREVER, FIN_S * hertz, RST_S * hertz)))
+
+
+def may_settle(spec: ServiceSpec, hertz: int) -> bool:
+    """Whether packets of its established flows may go by their slots alone (settle.py).
+
+    They are chosen for by the hash, nobody is refused after the table was asked, no port is taken from an entry, and
+    an entry that is made younger once in an epoch does not grow too old.
+    """
+    return (
+        spec.protocol is Protocol.TCP
+        and CHOICES.get(spec.scheduler) is abi.Choice.BY_FLOW
+        and spec.forwarding in {Forwarding.NAT, Forwarding.DSR, Forwarding.TUNNEL}
+        and spec.mode is ServiceMode.FORWARD
+        and spec.allowed is None
+        and (not spec.idle_timeout_ms or spec.idle_timeout_ms * hertz >= EPOCHS * 1000 << epoch_shift(hertz))
+    )
+
+
+def epoch_shift(hertz: int) -> int:
+    """Of ``touch_shift``: the power of two of jiffies that is nearest to eight seconds."""
+    return round(math.log2(EPOCH_S * hertz))
 
 
 def service_record(spec: ServiceSpec, table: tuple[int, int], access: int, hertz: int) -> bytes:

@@ -6,7 +6,7 @@ Invariant: pure.
 
 from __future__ import annotations
 
-from fairlead.dataplane.xdp import records
+from fairlead.dataplane.xdp import abi, records
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.model.service import Forwarding
 from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
@@ -102,6 +102,7 @@ def sizes_of(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:
         "slots": room(needs.units + 1, 1 << 17),
         "flows4": four,
         "details4": four,
+        "touched": four // abi.PLACES_PER_WORD,
         "flows6": six,
         "details6": six,
     }

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which services are settled: packets of their established flows go by their slot, without a look at the flow table.
+
+After a change of servers some flows have another server than their slot names: strays. A round goes through the flow
+table, a part of it at a time, marks the words of ``touched`` where strays are, and then settles the services that
+have not changed since it began (bpf/touched.h, bpf/settle.bpf.c).
+
+Invariants: a service is settled only by a round that began when no packet could be on its way by an older table of
+its; whatever changes its record, or what it is offered at, unsettles it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fairlead.dataplane.xdp.holdings import Holdings
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
+
+_REQUEST = struct.Struct("<4I")  # struct request of bpf/settle.bpf.c
+_PART = 1 << 18  # entries a step looks at: some 20 ms
+_REST_S = 1.0  # as long a packet may be on its way by what was written before
+_AGAIN_S = 60.0  # strays end; their marks go with the next round
+
+
+class Settler:
+    """Works on one generation's maps.
+
+    Args:
+        program: Object file of the marking programs.
+        maps: Those of the forwarding program.
+    """
+
+    def __init__(self, program: Path, maps: Mapping[str, BpfMap]) -> None:
+        shared = {name: maps[name] for name in map_definitions(program) if name in maps}
+        constants = {"touched_mask": maps["touched"].max_entries - 1}
+        self._loaded = LoadedObject(program, constants=constants, reuse=shared)
+        self._sizes = {"unmark": maps["touched"].max_entries, "mark": maps["flows4"].max_entries}
+        self._mark = 0
+        self._strays = 0
+        self._round: Iterator[None] | None = None
+        self._again_at = 0.0
+
+    def close(self) -> None:
+        """Unload."""
+        self._loaded.close()
+
+    def step(self, held: Holdings, now: float) -> None:
+        """Go on with a round, or begin one if there is a reason; ``held`` has to be flushed then."""
+        if self._round is None:
+            due = {number for number in held.unsettled if now - held.services_by_id[number].written_at >= _REST_S}
+            if not due and (not self._strays or now < self._again_at):
+                return
+            self._round = self._whole_round(held, due, now)
+        if next(self._round, self) is self:
+            self._round = None
+
+    def _whole_round(self, held: Holdings, due: set[int], began: float) -> Iterator[None]:
+        self._mark ^= 1
+        yield from self._each("unmark", self._mark)
+        self._strays = 0
+        yield from self._each("mark", self._mark)
+        yield from self._each("unmark", self._mark ^ 1)
+        self._again_at = began + _AGAIN_S
+        for number in due & held.unsettled:
+            if held.services_by_id[number].written_at < began:
+                held.settle(number)
+
+    def _each(self, program: str, mark: int) -> Iterator[None]:
+        """A call for every part; pauses between them."""
+        size = self._sizes[program]
+        for first in range(0, size, _PART):
+            raw = self._loaded.programs[program].call(_REQUEST.pack(first, min(_PART, size - first), mark, 0))
+            self._strays += _REQUEST.unpack(raw)[3]
+            if first + _PART < size:
+                yield
