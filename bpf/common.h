@@ -95,6 +95,12 @@ static __always_inline struct scratch *get_scratch(void)
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
+/* Whether a segment asks for a connection. */
+static __always_inline _Bool opens(__u8 tcp_flags)
+{
+	return (tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
 static __always_inline struct fl_cpu *this_cpu(void)
 {
 	__u32 zero = 0;

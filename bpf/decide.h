@@ -147,7 +147,7 @@ __noinline int remember(const struct packet *p, struct route *r, const struct fl
 
 static __always_inline _Bool is_syn(const struct packet *p)
 {
-	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	return p->proto == IPPROTO_TCP && opens(p->tcp_flags);
 }
 
 __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int lookup_only)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The fast path: an untagged IPv4 packet without options of an established flow, or a nat server's plain reply,
+ * The fast path: an untagged IPv4 packet without options of a flow that is known, or a nat server's plain reply,
  * whose next hop is remembered; or a packet that concerns no service. It decides before it touches anything:
  * whatever is not plain is left, unchanged, to the general path, which comes to the same result.
  */
@@ -21,6 +21,7 @@ struct plain {
 	struct tcphdr *tcp; /* or udp: the ports stand in the same place */
 	struct udphdr *udp;
 	__u32 ip_len, time;
+	__u8 tcp_flags; /* of UDP: 0 */
 };
 
 static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
@@ -123,19 +124,23 @@ struct plain_flow {
 	struct fl_flow *entry; /* NULL: the flow table was not asked */
 	__u32 service_id, server_id, index, seen;
 	__u16 generation;
+	__u8 state;
 };
 
-/* By the slot, for a flow of a settled service that was met a moment ago (touched.h). -1: the table has to say. */
+/*
+ * By the slot, for a flow of a settled service that was met a moment ago (touched.h). -1: the table has to say. It may
+ * be a flow that the table does not know, so what is asked of a new one is asked here.
+ */
 static __always_inline int plain_settled(struct plain_flow *flow, const struct plain *p)
 {
 	struct fl_listen4 key = { .addr = p->ip->daddr, .port = p->tcp->dest, .proto = IPPROTO_TCP };
 	__u32 *id, size;
 	__u64 word, hash;
 
-	if (accounting || p->ip->protocol != IPPROTO_TCP || !touch_met(&flow->touch))
+	if (accounting || p->ip->protocol != IPPROTO_TCP || p->tcp_flags & TCP_FIN || !touch_met(&flow->touch))
 		return -1;
 	id = bpf_map_lookup_elem(&listeners4, &key);
-	if (!id)
+	if (!id || unroutable4(p->ip->saddr))
 		return -1;
 	flow->service_id = *id;
 	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
@@ -157,17 +162,32 @@ static __always_inline int plain_known(struct plain_flow *flow, const struct pla
 	__u16 before;
 
 	found = find4(flow->addresses, flow->rest, flow->hash, &flow->index, &before);
-	if (!found || found->flow.kind != FL_TO_SERVER || found->flow.state != FL_OPEN)
+	if (!found || found->flow.kind != FL_TO_SERVER)
 		return -1;
 	flow->entry = &found->flow;
 	flow->service_id = found->flow.service;
 	flow->server_id = found->flow.server;
 	flow->generation = found->flow.generation;
 	flow->seen = found->flow.seen;
+	flow->state = found->flow.state;
 	if (before & 1 || lock_of(&found->flow) != before)
 		return -1;
 	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
-	return flow->service && (__s32)(p->time - flow->seen) <= (__s32)flow->service->timeout[FL_OPEN] ? 0 : -1;
+	return flow->service && !too_late(flow->seen, flow->state, flow->service, p->time) ? 0 : -1;
+}
+
+/* As flow_touch does. */
+static __always_inline void plain_touch(const struct plain_flow *flow, const struct plain *p)
+{
+	__u8 state = state_after(flow->state, p->ip->protocol, p->tcp_flags);
+
+	if (flow->seen != p->time)
+		flow->entry->seen = p->time;
+	if (flow->state != state)
+		flow->entry->state = state;
+	account(flow->index, 4, p->ip_len);
+	if (p->ip->protocol == IPPROTO_TCP && state == FL_OPEN)
+		touch_set(&flow->touch);
 }
 
 static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
@@ -198,13 +218,8 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	if (forwarding == FL_NAT ? p->ip->ttl <= 1 || server->addr.word[3] == p->ip->saddr
 				 : forwarding == FL_DSR && hop->gateway)
 		return NOT_PLAIN;
-	if (flow.entry) {
-		if (flow.seen != p->time)
-			flow.entry->seen = p->time;
-		account(flow.index, 4, p->ip_len);
-		if (p->ip->protocol == IPPROTO_TCP)
-			touch_set(&flow.touch);
-	}
+	if (flow.entry)
+		plain_touch(&flow, p);
 	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
 		return plain_tunnel(ctx, server, hop, mix_flow(p->ip->saddr, ports), p->ip_len, p->ip->tos);
@@ -230,15 +245,17 @@ __noinline int fast(struct xdp_md *ctx)
 	ip_len = bpf_ntohs(p.ip->tot_len);
 	if (ip_len < sizeof(*p.ip) + sizeof(*p.tcp) || ETH_HLEN + ip_len > frame_length(ctx))
 		return NOT_PLAIN;
-	if (p.ip->protocol == IPPROTO_TCP ? ((__u8 *)p.tcp)[13] & (TCP_SYN | TCP_FIN | TCP_RST) : p.ip->protocol != IPPROTO_UDP)
+	if (p.ip->protocol == IPPROTO_TCP)
+		p.tcp_flags = ((__u8 *)p.tcp)[13];
+	else if (p.ip->protocol != IPPROTO_UDP)
 		return NOT_PLAIN;
 	p.ip_len = ip_len;
 	p.time = now();
 	to = near_bits(p.ip->daddr);
 	if (to & FL_NEAR_VIP)
-		return plain_request(ctx, &p);
+		return p.tcp_flags & (TCP_SYN | TCP_RST) ? NOT_PLAIN : plain_request(ctx, &p);
 	from = near_bits(p.ip->saddr);
-	if (from & FL_NEAR_SERVER && !unroutable4(p.ip->daddr))
+	if (from & FL_NEAR_SERVER && !unroutable4(p.ip->daddr) && !opens(p.tcp_flags))
 		return plain_reply(ctx, &p);
 	if (!((to | from) & FL_NEAR_SERVER))
 		return counted(FL_PASS_UNRELATED, XDP_PASS);

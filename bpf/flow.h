@@ -175,9 +175,14 @@ static __always_inline struct fl_flow *flow_find(const struct tuple *t, struct f
 }
 
 /* Signed: another CPU may have seen the flow at a later moment than ours. */
+static __always_inline _Bool too_late(__u32 seen, __u8 state, const struct fl_service *service, __u32 at_time)
+{
+	return (__s32)(at_time - seen) > (__s32)service->timeout[state & (FL_STATES - 1)];
+}
+
 static __always_inline _Bool too_old(const struct fl_flow *flow, const struct fl_service *service, __u32 at_time)
 {
-	return (__s32)(at_time - flow->seen) > (__s32)service->timeout[flow->state & (FL_STATES - 1)];
+	return too_late(flow->seen, flow->state, service, at_time);
 }
 
 /* Whether an entry may still be believed. Its service's record outlives it (ids are not reused meanwhile). */
@@ -354,8 +359,10 @@ __noinline int flow_store(int absent)
 	return work->tuple.family == 4 ? store4(work, set, absent) : store6(work, set, absent);
 }
 
-static __always_inline __u8 next_state(__u8 state, __u8 tcp_flags)
+static __always_inline __u8 state_after(__u8 state, __u8 proto, __u8 tcp_flags)
 {
+	if (proto != IPPROTO_TCP)
+		return FL_OPEN;
 	if (tcp_flags & TCP_RST)
 		return FL_RST;
 	if (tcp_flags & TCP_FIN)
@@ -391,7 +398,7 @@ static __always_inline void flow_touch(struct fl_flow *flow, const struct packet
 	if (flow->seen != at_time)
 		flow->seen = at_time;
 	if (flow->state != FL_OPEN || p->tcp_flags & (TCP_FIN | TCP_RST))
-		flow->state = p->proto == IPPROTO_TCP ? next_state(flow->state, p->tcp_flags) : FL_OPEN;
+		flow->state = state_after(flow->state, p->proto, p->tcp_flags);
 	account(index, p->family, p->ip_len);
 }
 

@@ -19,7 +19,7 @@ from fairlead.dataplane.xdp.settle import Settler
 from fairlead.model.net import Endpoint, Protocol
 from fairlead.policy.flowhash import flow_hash, flow_message, slot_of
 from packet.world import World
-from support.oracle.nouns import REDIRECT, Reply
+from support.oracle.nouns import PASS, REDIRECT, Reply
 from support.packets import ACK, FIN, SYN, TCP, UDP, tcp_frame, udp_frame
 from support.xdp import INSIDE, SEED, Bed, open_bed, settle_object
 
@@ -174,6 +174,17 @@ def test_udp_is_looked_up(world: World, settler: Settler) -> None:
         assert word(world) & FLAGS
         held = word(world) | FLAGS
         world.bed.maps["touched"].put(u32(0), held.to_bytes(8, "little"))
+
+
+def test_what_no_router_forwards_is_not_forwarded(world: World, settler: Settler) -> None:
+    """Nor if others have met all its flags."""
+    begin(world, 1, 2, 3)
+    world.settle(settler)
+    world.bed.maps["touched"].put(u32(0), (word(world) | FLAGS).to_bytes(8, "little"))
+    assert world.bed.send(tcp_frame("192.0.2.200:1024", VIP, ACK)).verdict == REDIRECT
+    world.resume()
+    for port in range(1024, 1064):
+        assert world.both(tcp_frame(f"127.0.0.1:{port}", VIP, ACK)).verdict == PASS
 
 
 def test_a_flow_of_another_server_than_its_slots_marks_the_word(world: World, settler: Settler) -> None:
