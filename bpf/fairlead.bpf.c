@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The XDP program: forwards packets of virtual services, turns replies of nat servers back, and leaves the rest to
- * the stack. Established IPv4 flows take the fast path, everything else the general one; the two agree packet for
+ * the stack. Known flows take the fast path, everything else the general one; the two agree packet for
  * packet, which the tests show by running both.
  */
 #include "common.h"
@@ -10,7 +10,7 @@
 #include "transmit.h"
 #include "fragment.h"
 #include "icmp.h"
-#include "fast.h"
+#include "fast6.h"
 
 static __always_inline int flow_packet(struct xdp_md *ctx, const struct packet *p, struct route *r)
 {
@@ -49,8 +49,13 @@ static __always_inline int general(struct xdp_md *ctx)
 SEC("xdp")
 int fairlead(struct xdp_md *ctx)
 {
-	int verdict = fast_path ? fast(ctx) : NOT_PLAIN;
+	int verdict = NOT_PLAIN;
 
+	if (fast_path) {
+		verdict = fast(ctx);
+		if (verdict == NOT_PLAIN)
+			verdict = fast6(ctx);
+	}
 	return verdict == NOT_PLAIN ? general(ctx) : verdict;
 }
 

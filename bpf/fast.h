@@ -24,14 +24,26 @@ struct plain {
 	__u8 tcp_flags; /* of UDP: 0 */
 };
 
-static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
+static __always_inline struct fl_hop *hop_at(__u32 folded, __u32 time)
 {
-	__u32 index = address_hash(dst, FL_HOP_BITS);
+	__u32 index = address_hash(folded, FL_HOP_BITS);
 	struct fl_hop *hop = bpf_map_lookup_elem(&hops, &index);
 
-	if (!hop || !hop->ifindex || time - hop->asked >= hop_ttl)
-		return 0;
-	return hop->dst.word[3] == dst && hop->dst.word[2] == bpf_htonl(0xffff) ? hop : 0;
+	return hop && hop->ifindex && time - hop->asked < hop_ttl ? hop : 0;
+}
+
+static __always_inline struct fl_hop *remembered_hop(__be32 dst, __u32 time)
+{
+	struct fl_hop *hop = hop_at(dst, time);
+
+	return hop && hop->dst.word[3] == dst && hop->dst.word[2] == bpf_htonl(0xffff) ? hop : 0;
+}
+
+static __always_inline struct fl_hop *remembered_hop6(const struct fl_addr *dst, __u32 time)
+{
+	struct fl_hop *hop = hop_at(fold_addr(dst, 6), time);
+
+	return hop && same_addr(&hop->dst, dst) ? hop : 0;
 }
 
 static __always_inline void plain_link(struct ethhdr *eth, const struct fl_hop *hop)
@@ -74,23 +86,28 @@ static __always_inline _Bool plain_unfinished(const struct plain *p)
 	       fold((__u64)p->ip->saddr + p->ip->daddr + bpf_htonl(length) + bpf_htonl(proto));
 }
 
+/* `inner`: IPPROTO_IPIP or IPPROTO_IPV6. */
 static __always_inline int plain_tunnel(struct xdp_md *ctx, const struct fl_server *server, const struct fl_hop *hop,
-					__u32 spread, __u32 ip_len, __u8 tos)
+					__u32 spread, __u32 ip_len, __u8 tos, __u8 inner)
 {
+	_Bool four = server->family == 4;
+	struct ipv6hdr *ip6;
 	struct ethhdr *eth;
 	struct iphdr *ip;
-	void *data;
 
-	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(*ip)))
+	if (bpf_xdp_adjust_head(ctx, four ? -(int)sizeof(*ip) : -(int)sizeof(*ip6)))
 		return counted(FL_DROP_FAULT, XDP_DROP);
-	data = (void *)(long)ctx->data;
-	eth = data;
-	ip = data + sizeof(*eth);
-	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+	eth = (void *)(long)ctx->data;
+	ip = (void *)(eth + 1);
+	ip6 = (void *)(eth + 1);
+	if ((void *)(ip6 + 1) > (void *)(long)ctx->data_end)
 		return counted(FL_DROP_FAULT, XDP_DROP);
 	plain_link(eth, hop);
-	eth->h_proto = bpf_htons(ETH_P_IP);
-	write_outer4(ip, server, spread, ip_len, tos, IPPROTO_IPIP);
+	eth->h_proto = four ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+	if (four)
+		write_outer4(ip, server, spread, ip_len, tos, inner);
+	else
+		write_outer6(ip6, server, spread, ip_len, tos, inner);
 	return leave(ctx, hop);
 }
 
@@ -155,45 +172,66 @@ static __always_inline int plain_settled(struct plain_flow *flow, const struct p
 	return 0;
 }
 
-/* By its entry; -1: it has none that decides. */
+/* By an entry; -1: it does not decide. `before`: its lock, when its key was compared. */
+static __always_inline int plain_entry(struct plain_flow *flow, struct fl_flow *entry, __u16 before, __u32 time)
+{
+	if (entry->kind != FL_TO_SERVER)
+		return -1;
+	flow->entry = entry;
+	flow->service_id = entry->service;
+	flow->server_id = entry->server;
+	flow->generation = entry->generation;
+	flow->seen = entry->seen;
+	flow->state = entry->state;
+	if (before & 1 || lock_of(entry) != before)
+		return -1;
+	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
+	return flow->service && !too_late(flow->seen, flow->state, flow->service, time) ? 0 : -1;
+}
+
 static __always_inline int plain_known(struct plain_flow *flow, const struct plain *p)
 {
 	struct fl_flow4 *found;
 	__u16 before;
 
 	found = find4(flow->addresses, flow->rest, flow->hash, &flow->index, &before);
-	if (!found || found->flow.kind != FL_TO_SERVER)
-		return -1;
-	flow->entry = &found->flow;
-	flow->service_id = found->flow.service;
-	flow->server_id = found->flow.server;
-	flow->generation = found->flow.generation;
-	flow->seen = found->flow.seen;
-	flow->state = found->flow.state;
-	if (before & 1 || lock_of(&found->flow) != before)
-		return -1;
-	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
-	return flow->service && !too_late(flow->seen, flow->state, flow->service, p->time) ? 0 : -1;
+	return found ? plain_entry(flow, &found->flow, before, p->time) : -1;
+}
+
+/* The next hop to a server by which a packet of `family` goes as it is; NULL: it is not plain. */
+static __always_inline struct fl_hop *plain_hop(const struct fl_server *server, __u8 forwarding, __u8 family, __u32 ip_len,
+						__u32 time)
+{
+	__u8 to = server->family;
+	struct fl_hop *hop;
+
+	if (server->flags || forwarding == FL_FULLNAT || (to != family && forwarding != FL_TUNNEL))
+		return 0;
+	hop = to == 4 ? remembered_hop(server->addr.word[3], time) : remembered_hop6(&server->addr, time);
+	if (forwarding == FL_TUNNEL)
+		ip_len += to == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	return !hop || ip_len > hop->mtu || (forwarding == FL_DSR && hop->gateway) ? 0 : hop;
 }
 
 /* As flow_touch does. */
-static __always_inline void plain_touch(const struct plain_flow *flow, const struct plain *p)
+static __always_inline void plain_touch(const struct plain_flow *flow, __u8 family, __u8 proto, __u8 tcp_flags,
+					__u32 ip_len, __u32 time)
 {
-	__u8 state = state_after(flow->state, p->ip->protocol, p->tcp_flags);
+	__u8 state = state_after(flow->state, proto, tcp_flags);
 
-	if (flow->seen != p->time)
-		flow->entry->seen = p->time;
+	if (flow->seen != time)
+		flow->entry->seen = time;
 	if (flow->state != state)
 		flow->entry->state = state;
-	account(flow->index, 4, p->ip_len);
-	if (p->ip->protocol == IPPROTO_TCP && state == FL_OPEN)
+	account(flow->index, family, ip_len);
+	if (family == 4 && proto == IPPROTO_TCP && state == FL_OPEN)
 		touch_set(&flow->touch);
 }
 
 static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
 {
 	/* Both ports in one load, as the key has them. */
-	__u32 ports = *(__u32 *)&p->tcp->source, grow;
+	__u32 ports = *(__u32 *)&p->tcp->source;
 	struct fl_settings *set = get_settings();
 	struct plain_flow flow = {};
 	struct fl_server *server;
@@ -208,21 +246,19 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	if (touch_find(&flow.touch, flow.hash, p->time) || (plain_settled(&flow, p) && plain_known(&flow, p)))
 		return NOT_PLAIN;
 	server = bpf_map_lookup_elem(&servers, &flow.server_id);
-	if (!server || server->flags || server->family != 4 || (flow.entry && server->generation != flow.generation))
+	if (!server || (flow.entry && server->generation != flow.generation))
 		return NOT_PLAIN;
 	forwarding = flow.service->forwarding;
-	grow = forwarding == FL_TUNNEL ? sizeof(struct iphdr) : 0;
-	hop = remembered_hop(server->addr.word[3], p->time);
-	if (forwarding == FL_FULLNAT || !hop || p->ip_len + grow > hop->mtu || plain_unfinished(p))
+	hop = plain_hop(server, forwarding, 4, p->ip_len, p->time);
+	if (!hop || plain_unfinished(p))
 		return NOT_PLAIN;
-	if (forwarding == FL_NAT ? p->ip->ttl <= 1 || server->addr.word[3] == p->ip->saddr
-				 : forwarding == FL_DSR && hop->gateway)
+	if (forwarding == FL_NAT && (p->ip->ttl <= 1 || server->addr.word[3] == p->ip->saddr))
 		return NOT_PLAIN;
 	if (flow.entry)
-		plain_touch(&flow, p);
+		plain_touch(&flow, 4, p->ip->protocol, p->tcp_flags, p->ip_len, p->time);
 	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len);
 	if (forwarding == FL_TUNNEL)
-		return plain_tunnel(ctx, server, hop, mix_flow(p->ip->saddr, ports), p->ip_len, p->ip->tos);
+		return plain_tunnel(ctx, server, hop, mix_flow(p->ip->saddr, ports), p->ip_len, p->ip->tos, IPPROTO_IPIP);
 	if (forwarding == FL_NAT)
 		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
 	plain_link(p->eth, hop);
