@@ -10,6 +10,7 @@
 
 #include "common.h"
 #include "decide.h"
+#include "quote.h"
 #include "transmit.h"
 
 /* The outer header that is quoted: its ends into `outer`, the protocol inside it returned; 0: it is not a tunnel's. */
@@ -41,43 +42,12 @@ static __always_inline __u8 quoted_tunnel(struct xdp_md *ctx, const struct packe
 static __always_inline int quoted_client(struct xdp_md *ctx, const struct packet *p, struct packet *q, __u8 inside)
 {
 	__u32 end = p->l3 + p->ip_len;
-	__be16 *ports;
 
 	__builtin_memset(q, 0, sizeof(*q));
 	q->l3 = p->l4 + 8 + (p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
-	if (inside == IPPROTO_IPIP) {
-		struct iphdr *ip = at(ctx, q->l3, sizeof(*ip));
-
-		if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET) || unroutable4(ip->saddr) ||
-		    unroutable4(ip->daddr))
-			return -1;
-		q->family = 4;
-		set_addr4(&q->src, ip->saddr);
-		set_addr4(&q->dst, ip->daddr);
-		q->proto = ip->protocol;
-		q->l4 = q->l3 + ip->ihl * 4;
-	} else {
-		struct ipv6hdr *ip = at(ctx, q->l3, sizeof(*ip));
-
-		if (!ip || ip->version != 6)
-			return -1;
-		q->family = 6;
-		__builtin_memcpy(&q->src, &ip->saddr, sizeof(q->src));
-		__builtin_memcpy(&q->dst, &ip->daddr, sizeof(q->dst));
-		if (unroutable6(&q->src) || unroutable6(&q->dst))
-			return -1;
-		q->proto = ip->nexthdr;
-		q->l4 = q->l3 + sizeof(*ip);
-	}
-	if ((q->proto != IPPROTO_TCP && q->proto != IPPROTO_UDP) || q->l4 + 8 > end)
-		return -1;
-	ports = at(ctx, q->l4, 8);
-	if (!ports)
-		return -1;
-	q->sport = ports[0];
-	q->dport = ports[1];
+	q->family = inside == IPPROTO_IPIP ? 4 : 6;
 	q->ip_len = end - q->l3;
-	return 0;
+	return read_quote(ctx, q, end);
 }
 
 /* Whether we tunnel packets of this route with these outer addresses. */

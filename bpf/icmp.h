@@ -11,6 +11,7 @@
 #include "beyond.h"
 #include "common.h"
 #include "decide.h"
+#include "quote.h"
 #include "transmit.h"
 
 static __always_inline _Bool is_error(__u8 family, __u8 type)
@@ -23,45 +24,23 @@ static __always_inline _Bool is_error(__u8 family, __u8 type)
 /* Reads the quoted packet into `q`, turned round; q->l3 and q->l4 are where it stands in the frame. */
 __noinline int parse_quote(struct xdp_md *ctx, const struct packet *p, struct packet *q)
 {
-	__be16 *ports;
-	__u32 end;
+	struct fl_addr src;
+	__be16 port;
 
 	if (!p || !q)
 		return -1;
-	end = p->l3 + p->ip_len;
 	q->l3 = p->l4 + 8;
 	q->family = p->family;
 	q->ip_len = p->ip_len;
 	q->ttl = p->ttl;
-	if (p->family == 4) {
-		struct iphdr *ip = at(ctx, q->l3, sizeof(*ip));
-
-		if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET) || unroutable4(ip->saddr) ||
-		    unroutable4(ip->daddr))
-			return -1;
-		set_addr4(&q->src, ip->daddr);
-		set_addr4(&q->dst, ip->saddr);
-		q->proto = ip->protocol;
-		q->l4 = q->l3 + ip->ihl * 4;
-	} else {
-		struct ipv6hdr *ip = at(ctx, q->l3, sizeof(*ip));
-
-		if (!ip || ip->version != 6)
-			return -1;
-		__builtin_memcpy(&q->src, &ip->daddr, sizeof(q->src));
-		__builtin_memcpy(&q->dst, &ip->saddr, sizeof(q->dst));
-		if (unroutable6(&q->src) || unroutable6(&q->dst))
-			return -1;
-		q->proto = ip->nexthdr;
-		q->l4 = q->l3 + sizeof(*ip);
-	}
-	if ((q->proto != IPPROTO_TCP && q->proto != IPPROTO_UDP) || q->l4 + 8 > end)
+	if (read_quote(ctx, q, p->l3 + p->ip_len))
 		return -1;
-	ports = at(ctx, q->l4, 8);
-	if (!ports)
-		return -1;
-	q->sport = ports[1];
-	q->dport = ports[0];
+	src = q->src;
+	q->src = q->dst;
+	q->dst = src;
+	port = q->sport;
+	q->sport = q->dport;
+	q->dport = port;
 	return 0;
 }
 
