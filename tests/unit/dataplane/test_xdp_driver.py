@@ -311,6 +311,14 @@ async def test_another_forwarding_is_another_service_id() -> None:
         assert same(await made.observe(), state(Forwarding.TUNNEL))
 
 
+async def test_another_forwarding_and_other_servers_at_once_leave_no_table_behind() -> None:
+    async with opened_plane() as made:
+        await bring(made, state(Forwarding.DSR))
+        goal = state(Forwarding.TUNNEL, dead=frozenset({"10.0.0.1:8080"}))
+        await bring(made, goal)
+        assert same(await made.observe(), goal)
+
+
 # Room
 
 

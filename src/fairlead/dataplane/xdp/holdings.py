@@ -271,7 +271,7 @@ class Holdings:
         assert held is not None
         if fresh or held.spec.allowed != spec.allowed:
             self._write_access(held, spec, same=not fresh)
-        before = held.spec.table
+        before = (former or held).spec.table
         held.spec = spec
         if spec.table is not None:
             self.tables[spec.table].users.add(spec.name)
