@@ -168,6 +168,9 @@ enum fl_mode { FL_FORWARD, FL_REJECT, FL_DROP };
 
 #define FL_SETTLED 0x80000000u /* no flow but those marked in `touched` has another server than its slot names */
 
+/* Other slots that are tried when the server of the first is of no use: of two servers one is met but for 1 in 2^16. */
+#define FL_TRIES 16u
+
 /* services, by id; id 0 is never used, ids fit 16 bits. Each line is one word. */
 struct fl_service {
 	__u32 table_base, table_size; /* units of `slots`, number of slots and FL_SETTLED */

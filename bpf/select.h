@@ -7,8 +7,6 @@
 #include "flow.h"
 #include "siphash.h"
 
-#define TRIES 16 /* other slots tried when the server of the first is of no use: of two servers one is met but for 1 in 2^16 */
-
 static __always_inline __u32 service_at(const struct packet *p)
 {
 	struct fl_settings *set = get_settings();
@@ -184,7 +182,7 @@ __noinline int choose(const struct packet *p, __u32 id, int stored, int *hairpin
 	if (!size)
 		return 0;
 	hash = starting_hash(service, id, p, stored, &by_turn);
-	for (__u32 i = 0; i <= TRIES; i++) {
+	for (__u32 i = 0; i <= FL_TRIES; i++) {
 		__u32 slot = by_turn ? (hash + i) % size : slot_of(i ? splitmix64(hash + i * SPLITMIX_GAMMA) : hash, size);
 		__u32 chosen = server_in_slot(base, size, slot);
 		struct fl_server *server = bpf_map_lookup_elem(&servers, &chosen);

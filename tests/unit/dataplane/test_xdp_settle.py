@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,12 @@ import pytest
 from fairlead.dataplane.xdp import abi, pins, records, settle
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.records import u32
-from fairlead.model.net import AddressRange, Protocol
+from fairlead.model.net import AddressRange, Endpoint, FlowQuestion, Protocol
 from fairlead.model.service import Forwarding, Scheduler
 from fairlead.model.state import ForwardingState, ServiceMode
 from fairlead.policy import tables
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
+from support.packets import SYN, tcp_frame
 from support.xdp import ip, own_namespace
 from support.xdp_plane import opened_plane, plane
 from unit.dataplane.contract import bring
@@ -46,9 +49,11 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settle, "_REST_S", 0.0)
 
 
-def state(*dead: str, at: tuple[str, ...] = ("192.0.2.10:80",)) -> ForwardingState:
+def state(
+    *dead: str, at: tuple[str, ...] = ("192.0.2.10:80",), forwarding: Forwarding = Forwarding.NAT
+) -> ForwardingState:
     table = table_spec(dict.fromkeys(SERVERS, 1), dead=frozenset(dead), size=251)
-    service = service_spec("web", tables.digest(table), forwarding=Forwarding.NAT)
+    service = service_spec("web", tables.digest(table), forwarding=forwarding)
     servers = tuple(server_spec(f"web/{it}", it) for it in SERVERS)
     return forwarding_state(servers, (table,), (service,), tuple(listener("web", it) for it in at))
 
@@ -123,6 +128,33 @@ async def test_larger_maps_unsettle(namespace: None, at_once: None) -> None:
         was = state()
         await bring(made, replace(was, servers={**was.servers, **{it.key: it for it in more}}))
         assert not is_settled(made)
+
+
+async def explained(made: XdpDataPlane) -> dict[str, str]:
+    client, vip = Endpoint(ip_address("192.0.2.77"), 5000), Endpoint(ip_address("192.0.2.10"), 80)
+    answer = await made.explain(FlowQuestion(Protocol.TCP, client, vip))
+    assert answer is not None
+    return {"server": str(answer.server), **{it.step: it.says for it in answer.steps}}
+
+
+@pytest.mark.root
+async def test_explain_tells_of_settled_services_and_of_flows_from_before_a_change(
+    namespace: None, at_once: None
+) -> None:
+    async with opened_plane() as made:
+        await bring(made, state())
+        assert "now and then" not in (await explained(made))["service"]
+        await made.observe()
+        assert "now and then" in (await explained(made))["service"]
+        program = made._in.kernel.now
+        assert program is not None
+        program.program.run(tcp_frame("192.0.2.77:5000", "192.0.2.10:80", SYN), ifindex=socket.if_nametoindex("eth0"))
+        server = (await explained(made))["server"]
+        await bring(made, state(server.removeprefix("web/"), forwarding=Forwarding.DSR))
+        told = await explained(made)
+        assert told["server"] == server
+        assert "before the service was changed, forwarding nat" in told["flow"]
+        assert "the destination becomes" in told["rewriting"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from fairlead.model.state import TableSpec
 from fairlead.model.views import ExplainStep
 from fairlead.policy.flowhash import flow_hash, flow_message, probes, source_message
 
-TRIES = 4  # of bpf/select.h
 _CHOICES = {
     abi.Choice.BY_FLOW: "addresses and ports",
     abi.Choice.BY_SOURCE: "the client's address",
@@ -60,13 +59,14 @@ class Explainer:
         if service is None:
             return None
         number, record, name = service
-        known: tuple[_Server, Found | None] | None = self._known(question, number, record)
-        if known is None:
-            refused = self._refused(question, record)
-            known = None if refused else self._chosen(question, number, record)
-        if known is None:
-            return Explanation(tuple(self._steps), name, None)
-        server, found = known
+        known = self._known(question, number, record)
+        if known is not None:
+            server, found, record = known
+        else:
+            chosen = None if self._refused(question, record) else self._chosen(question, number, record)
+            if chosen is None:
+                return Explanation(tuple(self._steps), name, None)
+            server, found = chosen, None
         self._next_hop(question, record, server)
         self._rewriting(question, record, server, found)
         return Explanation(tuple(self._steps), name, server.name)
@@ -92,12 +92,16 @@ class Explainer:
         names = ", ".join(f"{it.name} ({it.mode})" for it in attached) or "no interface: the program sees nothing"
         self._say("interface", f"packets that come in by {names} are looked at")
         record = abi.ServiceRecord.unpack(value)
-        forwarding = abi.Forwarding(record.forwarding).name.lower()
-        self._say("service", f"{where}/{question.protocol} is service {held.spec.name}, forwarding {forwarding}")
+        says = f"{where}/{question.protocol} is service {held.spec.name}, forwarding {_forwarding(record)}"
+        if record.is_settled:
+            says += "; its flows have the servers that their slots name, so the flow table is asked only now and then"
+        self._say("service", says)
         return number, record, held.spec.name
 
-    def _known(self, question: FlowQuestion, number: int, record: abi.ServiceRecord) -> tuple[_Server, Found] | None:
-        """The server of an established flow."""
+    def _known(
+        self, question: FlowQuestion, number: int, record: abi.ServiceRecord
+    ) -> tuple[_Server, Found, abi.ServiceRecord] | None:
+        """The server of an established flow, and the service by which it is forwarded: it may be an earlier one."""
         key = flows.flow_key(question.client, question.vip, records.PROTOCOLS[question.protocol])
         settings = self._maps["settings"].get(u32(0)) or b""
         place = self._in.flow_table.find(key, abi.Settings.unpack(settings).secret)
@@ -106,6 +110,8 @@ class Explainer:
             return None
         index, found = place
         entry, now = found.entry, self._in.census.jiffies()
+        raw = self._maps["services"].get(u32(entry.service))
+        record = record if raw is None else abi.ServiceRecord.unpack(raw)
         age = _signed(now - entry.seen) / self._in.hertz
         limit = int.from_bytes(record.timeout[entry.state * 4 : entry.state * 4 + 4], "little") / self._in.hertz
         server = self._server(entry.server)
@@ -113,8 +119,8 @@ class Explainer:
             f"entry {index} of the flow table: {flows.STATES[abi.State(entry.state)]}, silent for {max(age, 0):.1f} s"
         )
         if entry.service != number:
-            self._say("flow", f"{what}, of an earlier service: this is a new flow")
-        elif age > limit:
+            what += f", of before the service was changed, forwarding {_forwarding(record)}"
+        if age > limit:
             self._say("flow", f"{what}, which is more than {limit:.0f} s: this is a new flow")
         elif server is None or server.record.generation != entry.generation:
             self._say("flow", f"{what}, but its server has gone: this is a new flow")
@@ -122,7 +128,7 @@ class Explainer:
             self._say("flow", f"{what}, to {server.name}, whose flows are being reset")
         else:
             self._say("flow", f"{what}, to {server.name}; a SYN would be a new flow")
-            return server, found
+            return server, found, record
         return None
 
     def _refused(self, question: FlowQuestion, record: abi.ServiceRecord) -> bool:
@@ -142,7 +148,7 @@ class Explainer:
         self._say("access", f"{question.client.address} may connect")
         return False
 
-    def _chosen(self, question: FlowQuestion, number: int, record: abi.ServiceRecord) -> tuple[_Server, None] | None:
+    def _chosen(self, question: FlowQuestion, number: int, record: abi.ServiceRecord) -> _Server | None:
         """The server of a new flow."""
         base, size = record.table_base, record.slots
         if not size:
@@ -156,7 +162,7 @@ class Explainer:
             self._say("slot", f"{says}; without a place in the flow table, by the hash of the flow")
             if record.choice == abi.Choice.BY_CHANCE:
                 return None
-            slots: Iterator[int] = iter([(turn + n) % size for n in range(TRIES + 1)])
+            slots: Iterator[int] = iter([(turn + n) % size for n in range(abi.TRIES + 1)])
         else:
             by_source = record.choice == abi.Choice.BY_SOURCE
             client = question.client
@@ -166,15 +172,15 @@ class Explainer:
             value = flow_hash(record.seed, message)
             slots = probes(value, size)
             self._say("hash", f"{value:016x}, of {_CHOICES[abi.Choice(record.choice)]}")
-        for _ in range(TRIES + 1):
+        for _ in range(abi.TRIES + 1):
             slot = next(slots)
             server = self._in_slot(base, size, slot)
             why = self._passed_over(question, record, server)
             name = server.name if server is not None else "nobody"
             self._say("slot", f"slot {slot} of {size} is that of {name}{f', passed over: {why}' if why else ''}")
             if server is not None and why is None:
-                return server, None
-        self._say("slot", f"{TRIES + 1} slots led to no server: dropped")
+                return server
+        self._say("slot", f"{abi.TRIES + 1} slots led to no server: dropped")
         return None
 
     def _in_slot(self, base: int, size: int, slot: int) -> _Server | None:
@@ -253,6 +259,10 @@ class Explainer:
                     return f"what {server} sends is turned back by the flow table, for several VIPs lead there"
                 return f"what {server} sends to clients comes from {question.vip}, whichever node turns it back"
         return f"there is no entry for replies of {server}: they would not be turned back"
+
+
+def _forwarding(record: abi.ServiceRecord) -> str:
+    return abi.Forwarding(record.forwarding).name.lower()
 
 
 def _signed(jiffies: int) -> int:
