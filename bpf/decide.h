@@ -86,22 +86,25 @@ static __always_inline void flow_to_server(struct flow *flow, const struct fl_ad
 	flow->far_port = 0;
 }
 
-/* Takes a source port of fullnat by storing the flow of the answers; -1: none was free. */
+enum { PORT_TAKEN, PORTS_USED, NO_PLACE };
+
+/* Takes a source port of fullnat by storing the flow of the answers. NO_PLACE: a port was free, the flow table full. */
 __noinline int claim_port(const struct packet *p, struct route *r, const struct fl_flow *entry)
 {
 	struct fl_settings *set = get_settings();
 	struct scratch *work = get_scratch();
 	struct fl_cpu *cpu = this_cpu();
 	__u32 span, first, addresses, offset, unused;
+	int why = PORTS_USED;
 
 	if (!p || !r || !entry || !set || !cpu || !work || !set->cpus)
-		return -1;
+		return why;
 	addresses = p->family == 4 ? set->snat4 : set->snat6;
 	offset = p->family == 4 ? 0 : set->snat4;
 	span = (set->snat_last - set->snat_first + 1) / set->cpus;
 	first = set->snat_first + bpf_get_smp_processor_id() % set->cpus * span;
 	if (!addresses || !span)
-		return -1;
+		return why;
 	work->flow.entry = *entry;
 	work->octets = 0;
 	flow_to_client(&work->flow, p);
@@ -115,13 +118,15 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 		work->tuple.dport = bpf_htons(first + turn % span);
 		if (flow_find(&work->tuple, &work->found, &unused) && flow_alive(&work->found.entry, entry->seen))
 			continue;
-		if (flow_store(1))
+		if (flow_store(1)) {
+			why = NO_PLACE;
 			continue;
+		}
 		r->src = work->tuple.dst;
 		r->sport = work->tuple.dport;
-		return 0;
+		return PORT_TAKEN;
 	}
-	return -1;
+	return why;
 }
 
 /* Stores a new flow, and its other direction where replies need it. 0: stored. */
@@ -193,7 +198,12 @@ __noinline int new_flow(const struct packet *p, struct route *r, __u32 id, int l
 		if (!stored)
 			return counted(FL_DROP_NOT_STORED, XDP_DROP);
 		r->src = p->src;
-		if (claim_port(p, r, flow))
+		verdict = claim_port(p, r, flow);
+		if (verdict == NO_PLACE) {
+			count(FL_STORE_FAILED);
+			return counted(FL_DROP_NOT_STORED, XDP_DROP);
+		}
+		if (verdict != PORT_TAKEN)
 			return counted(FL_DROP_SNAT_FULL, XDP_DROP);
 	}
 	if (!stored) {

@@ -356,13 +356,15 @@ def test_a_new_flow_takes_the_place_of_one_that_is_only_new(narrow: World) -> No
 
 def test_fullnat_drops_what_a_full_table_has_no_place_for_and_counts_both(narrow: World) -> None:
     """Where it is the table, each drop has its `store_failed`."""
-    for n in range(800):
+    for n in range(3000):
         narrow.bed.send(tcp_frame(client(n), VIP, SYN))
         narrow.bed.send(tcp_frame(client(n), VIP, ACK))
     narrow.snat("10.0.1.1")
     narrow.service(1, "fullnat", SERVERS, SLOTS)
+    ports = narrow.bed.counters()[Counter.DROP_SNAT_FULL]
     dropped, full = lost(narrow, range(1, 201))
     assert dropped == full > 0
+    assert narrow.bed.counters()[Counter.DROP_SNAT_FULL] == ports, "ports were free"
 
 
 def test_a_full_table_of_established_flows_takes_no_more(narrow: World) -> None:
