@@ -35,12 +35,10 @@ class Build:
     Attributes:
         sizes: Entries of maps, by name; agent maps included.
         constants: Of the program.
-        multi_buffer: Whether frames may have more than one buffer.
     """
 
     sizes: Mapping[str, int]
     constants: Mapping[str, int]
-    multi_buffer: bool = False
 
 
 @dataclass(slots=True)
@@ -188,9 +186,7 @@ class Kernel:
         constants |= {mask: sizes[name] - 1 for mask, name in masks.items()}
         reuse = {name: item for name, item in kept.items() if name not in AGENT_MAPS}
         fresh_sizes = {name: size for name, size in sizes.items() if name not in reuse}
-        loaded = LoadedObject(
-            self._object, constants=constants, max_entries=fresh_sizes, reuse=reuse, multi_buffer=build.multi_buffer
-        )
+        loaded = LoadedObject(self._object, constants=constants, max_entries=fresh_sizes, reuse=reuse)
         made: dict[str, BpfMap] = dict(loaded.maps)
         try:
             for name, (key, value) in AGENT_MAPS.items():
