@@ -26,8 +26,16 @@ class Endpoint:
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
+        host = written(self.address)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def written(address: IPAddress) -> str:
+    """What ``str`` says of an address; a hundred thousand are written at a time, and it takes four times as long."""
+    if isinstance(address, IPv4Address):
+        number = int(address)
+        return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return str(address)
 
 
 def read_endpoint(text: str) -> Endpoint:

@@ -133,7 +133,7 @@ def _adopt_replies(held: Holdings, clock: Callable[[], float]) -> None:
             key, entry = reply_entry(name, raw_key, raw, clock() + longest)
             if entry.server in held.servers_by_id:
                 held.replies.adopt(key, entry)
-                held.mark(abi.unpacked(key.address), abi.NEAR_SERVER, on=True)
+                held.mark(key.address, abi.NEAR_SERVER)
             else:
                 held.mirrors[name].delete(raw_key)
     held.replies.touched.clear()

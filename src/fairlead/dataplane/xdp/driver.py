@@ -2,7 +2,8 @@
 """The driver: DataPlane on top of the XDP program's maps.
 
 Invariants: one lock orders all changes and observations, which run in a thread; nothing is loaded before something is
-to be held; what is written in a run of Ops of one kind is flushed before the next kind, so that every cut works.
+to be held; what is written in a run of Ops of one kind is flushed before the next kind, so that every cut works (a run
+of servers and their tables is flushed in that order).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
@@ -24,17 +25,16 @@ from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
+from fairlead.dataplane.xdp.shown import Shown, without
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
-from fairlead.model.shared import Shared, shared
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
     DeleteService,
     DeleteTable,
-    ForwardingState,
     ObservedState,
     Op,
     OpenListener,
@@ -55,9 +55,6 @@ SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
 RELEASE_S = 5.0
 T = TypeVar("T")
-_OF_SERVERS = PutServer | DeleteServer
-_OF_TABLES = PutTable | DeleteTable
-_OF_SERVICES = PutService | DeleteService
 Slots = Callable[[TableSpec], "array[int]"]
 
 
@@ -91,8 +88,7 @@ class XdpDataPlane:
         self._ways = Ways(programs.ways, self._host, on_event)
         self._ways_at = 0.0
         self._specs: dict[str, TableSpec] = {}
-        self._written = _nothing()  # what the holdings were when last looked at
-        self._touched: list[Op] = []  # since then
+        self._shown = Shown()
         self._damaged: set[object] = set()  # nouns that the kernel does not hold as they were written
         self._trouble: str | None = None
         self._scan_at = 0.0
@@ -132,13 +128,7 @@ class XdpDataPlane:
         if self._in.adopt():
             adoption.adopt(self._in, self._clock)
             self._damaged = adoption.damage(self._in)
-            held = self._held
-            self._written = ForwardingState(
-                Shared({key: it.spec for key, it in held.servers.items()}),
-                Shared({digest: self._specs.get(digest) for digest in held.tables}),
-                Shared({name: it.spec for name, it in held.services.items()}),
-                frozenset(held.listeners),
-            )
+            self._shown.touch_all(self._held)
 
     @property
     def is_empty(self) -> bool:
@@ -166,40 +156,10 @@ class XdpDataPlane:
         return self._without_damage()
 
     def _without_damage(self) -> ObservedState:
-        held, state, gone = self._held, self._present(), self._damaged
+        held, gone = self._held, self._damaged
         if self._in.unattached is not None:
             gone = gone | held.listeners.keys()
-        if not gone:
-            return state
-        return ForwardingState(
-            shared(state.servers).changed({}, [key for key in held.servers if key in gone]),
-            shared(state.tables).changed({}, [digest for digest in held.tables if digest in gone]),
-            shared(state.services).changed({}, [name for name in held.services if ("service", name) in gone]),
-            frozenset(it for it in held.listeners if it not in gone),
-        )
-
-    def _present(self) -> ForwardingState:
-        """What is held, as the same objects where nothing has touched it."""
-        held, was, ops = self._held, self._written, self._touched
-        if ops:
-            servers = {
-                op.spec.key if isinstance(op, PutServer) else op.key for op in ops if isinstance(op, _OF_SERVERS)
-            }
-            tables = {op.digest for op in ops if isinstance(op, _OF_TABLES)}
-            services = {
-                op.spec.name if isinstance(op, PutService) else op.name for op in ops if isinstance(op, _OF_SERVICES)
-            }
-            moved = any(isinstance(op, OpenListener | CloseListener) for op in ops)
-            self._written = ForwardingState(
-                _renewed(was.servers, {key: it.spec for key in servers if (it := held.servers.get(key))}, servers),
-                _renewed(was.tables, {it: self._specs.get(it) for it in tables if it in held.tables}, tables),
-                _renewed(
-                    was.services, {it: found.spec for it in services if (found := held.services.get(it))}, services
-                ),
-                frozenset(held.listeners) if moved else was.listeners,
-            )
-            self._touched = []
-        return self._written
+        return without(self._shown.present(held, self._specs), held, gone)
 
     def _look_around(self) -> None:
         """Compare with the kernel, put right what has no name, look after interfaces and ids."""
@@ -270,7 +230,7 @@ class XdpDataPlane:
         puts = [op for op in plan.ops if isinstance(op, PutServer | PutTable | PutService | OpenListener)]
         if not self._in.running and not puts:
             return
-        self._touched += plan.ops
+        self._shown.touch(plan.ops)
         servers = len(self._held.servers_by_id)
         try:
             if not self._has_room(puts):
@@ -278,7 +238,7 @@ class XdpDataPlane:
         except (UnsupportedFeature, DataPlaneError) as error:
             raise DataPlaneError(str(error), puts[0] if puts else plan.ops[0]) from error
         try:
-            for _, run in groupby(plan.ops, key=type):
+            for _, run in groupby(plan.ops, key=_kind):
                 self._run(tuple(run), slots)
         finally:
             self._in.finish()
@@ -305,6 +265,7 @@ class XdpDataPlane:
         )
 
     def _run(self, ops: Sequence[Op], slots: dict[str, array[int]]) -> None:
+        """Do Ops of one kind, or servers and the tables that name them."""
         held = self._held
         op = ops[0]
         try:
@@ -448,7 +409,7 @@ class XdpDataPlane:
     def _remove(self) -> None:
         self._ways.remove()
         self._in.remove()
-        self._written, self._touched = _nothing(), []
+        self._shown = Shown()
 
     async def _drain(self, drain_s: float) -> None:
         async with self._lock:
@@ -462,9 +423,10 @@ class XdpDataPlane:
             await asyncio.sleep(min(0.5, max(0.0, deadline - self._clock())))
 
     def _close_all(self) -> None:
-        for listener in list(self._held.listeners):
-            self._touched.append(CloseListener(listener))
-            self._held.close(listener)
+        ops = [CloseListener(listener) for listener in self._held.listeners]
+        self._shown.touch(ops)
+        for op in ops:
+            self._held.close(op.listener)
         self._held.flush()
 
     async def detach(self) -> None:
@@ -475,7 +437,7 @@ class XdpDataPlane:
     def _let_go(self) -> None:
         self._ways.let_go()
         self._in.let_go()
-        self._written, self._touched = _nothing(), []
+        self._shown = Shown()
 
     async def _thread(self, work: Callable[[], T]) -> T:
         """Run to its end even if the caller goes away: half of a change must not meet the next one."""
@@ -487,13 +449,9 @@ class XdpDataPlane:
             raise
 
 
-def _nothing() -> ForwardingState:
-    return ForwardingState(Shared(), Shared(), Shared(), frozenset())
-
-
-def _renewed(was: Mapping[str, T], present: Mapping[str, T], names: Iterable[str]) -> Shared[str, T]:
-    """``was`` with what these names stand for at present."""
-    return shared(was).changed(present, [name for name in names if name not in present])
+def _kind(op: Op) -> type[Op]:
+    """What is flushed at once; servers are flushed before tables, whichever came first."""
+    return PutServer if isinstance(op, PutTable) else type(op)
 
 
 def _age(now: int, then: int) -> int:

@@ -110,11 +110,11 @@ class Holdings:
         self.replies = Replies()
         self.server_ids, self.service_ids, self.access_ids = Ids(1), Ids(1), Ids(1 << 31)
         self.extents = Extents(1)
-        self.near: Counter[tuple[int, int]] = Counter()
+        self.near: dict[int, int] = {}  # bits of the address filter
         self.settings = abi.Settings()
         self.snat: tuple[IPAddress, ...] = ()
         self.write_slots: Callable[[int, bytes], None] = lambda _base, _block: None
-        self.write_near: Callable[[int, int, bool], None] = lambda _index, _bit, _on: None
+        self.write_near: Callable[[int, int], None] = lambda _index, _bit: None
         self.reset_counters: Callable[[str, int], None] = lambda _kind, _number: None
         self.moves = 0  # grows whenever a server or a listener comes or goes
         self._hertz = hertz
@@ -169,7 +169,7 @@ class Holdings:
 
     def _write_server(self, held: ServerHeld) -> None:
         note = records.server_note(held.spec, held.generation, gone=held.gone)
-        self.mirrors["names_server"].put(u32(held.number), write_note({"s": note}, AGENT_MAPS["names_server"][1]))
+        self.mirrors["names_server"].put(u32(held.number), write_note(note, AGENT_MAPS["names_server"][1]))
         self.write_server_record(held)
 
     def write_server_record(self, held: ServerHeld) -> None:
@@ -383,7 +383,7 @@ class Holdings:
         )
         self._addresses[listen.address] += 1
         if self._addresses[listen.address] == 1:
-            self.mark(listen.address, abi.NEAR_VIP, on=True)
+            self.mark(abi.packed(listen.address), abi.NEAR_VIP)
 
     def write_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Write what the program reads of a listener."""
@@ -439,7 +439,7 @@ class Holdings:
         if held.spec.forwarding is not Forwarding.NAT:
             return
         wanted: frozenset[tuple[ReplyKey, Claim]] = frozenset()
-        if not held.gone:
+        if held.listeners and not held.gone:
             wanted = self._claims_of(held)
         if wanted == held.claims:
             return
@@ -447,7 +447,7 @@ class Holdings:
         before, held.claims = held.claims, wanted
         self.replies.change(before - wanted, wanted - before, self._clock() + idle)
         for key, _ in wanted - before:
-            self.mark(abi.unpacked(key.address), abi.NEAR_SERVER, on=True)
+            self.mark(key.address, abi.NEAR_SERVER)
         self.write_replies()
 
     def _claims_of(self, held: ServiceHeld) -> frozenset[tuple[ReplyKey, Claim]]:
@@ -473,16 +473,18 @@ class Holdings:
             entry = self.replies.entries.get(key)
             if entry is not None:
                 self.mirrors[name].put(raw, entry.record())
-            for number in self.replies.servers_of(key):
-                server = self.servers_by_id.get(number)
-                if server is not None and server.ambiguous is not self.replies.is_ambiguous(number):
-                    self.write_server_record(server)
+        turned, self.replies.turned = self.replies.turned, set()
+        for number in turned:
+            server = self.servers_by_id.get(number)
+            if server is not None and server.ambiguous is not self.replies.is_ambiguous(number):
+                self.write_server_record(server)
 
-    def mark(self, address: IPAddress, bit: int, *, on: bool) -> None:
-        """Count a reason why packets of this address matter."""
-        index = abi.near_index(abi.packed(address))
-        self.near[index, bit] += 1 if on else -1
-        self.write_near(index, bit, on)
+    def mark(self, address: bytes, bit: int) -> None:
+        """A reason why packets of this (packed) address matter."""
+        index = abi.near_index(address)
+        if bit & ~self.near.get(index, 0):
+            self.near[index] = self.near.get(index, 0) | bit
+            self.write_near(index, bit)
 
     # Time
 
@@ -545,7 +547,7 @@ class Holdings:
 
 def reply_place(key: ReplyKey) -> tuple[str, bytes]:
     """Map and key of an entry."""
-    family, raw = records.listen_key(abi.unpacked(key.address), key.port, key.protocol)
+    family, raw = records.packed_key(key.address, key.port, key.protocol)
     return f"replies{family}", raw
 
 

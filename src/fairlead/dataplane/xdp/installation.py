@@ -334,9 +334,8 @@ class Installation:
         at = base * abi.SLOT_UNIT
         self._memory["slots"][at : at + len(block)] = block
 
-    def _write_near(self, index: int, bit: int, on: bool) -> None:
-        if on:
-            self._memory["near"][index] |= bit
+    def _write_near(self, index: int, bit: int) -> None:
+        self._memory["near"][index] |= bit
 
     def _reset(self, kind: str, number: int) -> None:
         for name in ("service_traffic", "turns") if kind == "service" else ("server_traffic",):
@@ -350,11 +349,8 @@ class Installation:
         return self.kernel.maps[name].max_entries - len(self.held.mirrors[name].content)
 
     def refresh_near(self) -> None:
-        """Make the address filter what it should be; bits that only cost go as well."""
-        wanted: dict[int, int] = {}
-        for (index, bit), count in self.held.near.items():
-            if count > 0:
-                wanted[index] = wanted.get(index, 0) | bit
+        """Set the bits of the address filter that something cleared."""
+        wanted = dict(self.held.near)
         for address in self.held.snat:
             index = abi.near_index(abi.packed(address))
             wanted[index] = wanted.get(index, 0) | abi.NEAR_VIP

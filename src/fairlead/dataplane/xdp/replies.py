@@ -72,6 +72,7 @@ class Replies:
         self.touched: set[ReplyKey] = set()  # whose entry changed since the owner of this object last looked
         self._claims: dict[ReplyKey, set[Claim]] = {}
         self._ports: dict[tuple[bytes, int], set[int]] = {}
+        self.turned: set[int] = set()  # servers that have become ambiguous, or are so no more, since then
         self._ambiguous: dict[int, set[ReplyKey]] = {}
         self._guesses: set[ReplyKey] = set()
 
@@ -139,13 +140,15 @@ class Replies:
     def _plain(self, key: ReplyKey) -> Entry:
         claims = self._claims[key]
         base = min(claims)
-        several = len({(claim.vip, claim.port) for claim in claims}) > 1 or base.is_one_of_many
+        several = base.is_one_of_many or (len(claims) > 1 and len({(claim.vip, claim.port) for claim in claims}) > 1)
         flags = abi.REPLY_AMBIGUOUS if several or self._is_shadowed(key) else 0
         return Entry(base.vip, base.port, flags, base.service, base.server)
 
     def _is_shadowed(self, key: ReplyKey) -> bool:
         """Whether a service with a range of ports, which uses the server's any port, covers this one, too."""
-        wide = self._claims.get(key._replace(port=0), set()) if key.port else set()
+        if not key.port or 0 not in self._ports[key.address, key.protocol]:
+            return False
+        wide = self._claims.get(key._replace(port=0), ())
         return any(claim.first <= key.port <= claim.last for claim in wide)
 
     def _decide(self, key: ReplyKey, until: float) -> None:
@@ -176,11 +179,17 @@ class Replies:
         self.touched.add(key)
 
     def _mark(self, key: ReplyKey, entry: Entry) -> None:
+        unclear = bool(entry.flags & abi.REPLY_AMBIGUOUS)
+        if not (unclear or self._ambiguous):
+            return
         for server in self.servers_of(key):
-            if entry.flags & abi.REPLY_AMBIGUOUS:
+            was = self.is_ambiguous(server)
+            if unclear:
                 self._ambiguous.setdefault(server, set()).add(key)
             elif server in self._ambiguous:
                 self._ambiguous[server].discard(key)
+            if self.is_ambiguous(server) is not was:
+                self.turned.add(server)
 
 
 def claims(
