@@ -25,6 +25,9 @@ class Endpoint:
     address: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        return hash((int(self.address), self.port))  # that of an address is made of its digits in hex
+
     def __str__(self) -> str:
         host = written(self.address)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
