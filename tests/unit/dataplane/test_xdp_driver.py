@@ -231,6 +231,7 @@ async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: 
     goal = state(allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF),), at=(VIP, "192.0.2.10:1000-2000"))
     async with opened_plane() as made:
         await bring(made, goal)
+        await made.observe()  # everything is right now
         spoiled = map_of(made, name)
         if name == "slots":
             (table,) = made._held.tables.values()

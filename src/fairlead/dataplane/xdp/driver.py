@@ -11,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
+from fairlead.dataplane.threads import to_its_end
 from fairlead.dataplane.xdp import abi, adoption, flows, records
 from fairlead.dataplane.xdp.explain import Explainer
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
+from fairlead.dataplane.xdp.look import look
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
 from fairlead.dataplane.xdp.shown import Shown, without
@@ -53,8 +55,9 @@ SMALL = 64  # Ops
 FEW = 8  # Ops
 SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
+SLICE_S = 0.003  # of it, for which a change waits
+NOTES_EVERY = 6  # looks; what is noted does not matter before the agent ends
 RELEASE_S = 5.0
-T = TypeVar("T")
 Slots = Callable[[TableSpec], "array[int]"]
 
 
@@ -83,6 +86,8 @@ class XdpDataPlane:
         self._build_table = build_table
         self._clock = clock
         self._lock = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looks = 0
         self._host = Host(settings, on_event)
         self._in = Installation(settings, programs, self._host, on_event, root)
         self._ways = Ways(programs.ways, self._host, on_event)
@@ -105,7 +110,7 @@ class XdpDataPlane:
     async def set_ways(self, ways: frozenset[Way]) -> None:
         """Let probes take these ways."""
         async with self._lock:
-            await self._thread(lambda: self._ways.set(ways))
+            await to_its_end(lambda: self._ways.set(ways))
 
     def mark_of(self, way: Way) -> int:
         """What packets bear that take this way; raises UnsupportedFeature when they cannot."""
@@ -122,12 +127,12 @@ class XdpDataPlane:
             FairleadError: The host cannot do it any more.
         """
         async with self._lock:
-            await self._thread(self._adopt)
+            await to_its_end(self._adopt)
 
     def _adopt(self) -> None:
         if self._in.adopt():
             adoption.adopt(self._in, self._clock)
-            self._damaged = adoption.damage(self._in)
+            deque(look(self._in, self._damaged, notes=True), maxlen=0)
             self._shown.touch_all(self._held)
 
     @property
@@ -137,40 +142,63 @@ class XdpDataPlane:
 
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What the maps hold; what differs from what was written is left out, so that it is written again."""
-        async with self._lock:
-            if not thorough:  # what was written is known, and no reason to go to a thread
-                return self._without_damage()
-            return await self._thread(self._observe)
+        if thorough:
+            async with self._looking:
+                await self._look()
+        async with self._lock:  # what was written is known, and no reason to go to a thread
+            return self._without_damage()
 
-    def _observe(self) -> ObservedState:
+    async def _look(self) -> None:
+        """Compare with the kernel part by part, between which changes have their turn; then see to interfaces, ids."""
+        async with self._lock:
+            due = await to_its_end(self._begin)
+        if not due:
+            return
+        self._looks += 1
+        parts = look(self._in, self._damaged, notes=self._looks % NOTES_EVERY == 0)
+        done = False
+        while not done:
+            async with self._lock:
+                done = await to_its_end(lambda: self._advance(parts))
+        wanted = await asyncio.to_thread(self._in.wanted)
+        async with self._lock:
+            await to_its_end(lambda: self._end(wanted))
+
+    def _begin(self) -> bool:
+        """What cannot wait; whether it is time to look at everything."""
         held = self._held
         if self._clock() >= self._ways_at:
             self._ways.look_after()
             self._ways_at = self._clock() + SCAN_S
-        if self._in.running:
-            held.later()
-            held.flush()
-            if self._clock() >= self._scan_at:
-                self._look_around()
-                self._scan_at = self._clock() + SCAN_S
-        return self._without_damage()
+        if not self._in.running:
+            return False
+        held.later()
+        held.flush()
+        self._in.locate()
+        return self._clock() >= self._scan_at
 
-    def _without_damage(self) -> ObservedState:
-        held, gone = self._held, self._damaged
-        if self._in.unattached is not None:
-            gone = gone | held.listeners.keys()
-        return without(self._shown.present(held, self._specs), held, gone)
+    def _advance(self, parts: Iterator[None]) -> bool:
+        """Look at some parts; whether these were the last."""
+        until = self._clock() + SLICE_S
+        return all(self._clock() < until for _ in parts)
 
-    def _look_around(self) -> None:
-        """Compare with the kernel, put right what has no name, look after interfaces and ids."""
-        self._damaged |= adoption.damage(self._in)
-        if self._in.look_after_interfaces(self._needs(())):
+    def _end(self, wanted: Mapping[str, int]) -> None:
+        if not self._in.running:
+            return
+        if self._in.look_after_interfaces(wanted):
             self._damaged |= self._held.listeners.keys()  # nothing came by them until now
         if self._held.lingering and self._clock() >= self._release_at:
             self._release_at = self._clock() + RELEASE_S
             live = self._in.census.count(fresh=True)
             if self._held.release(live.servers, live.services):
                 self._held.flush()
+        self._scan_at = self._clock() + SCAN_S
+
+    def _without_damage(self) -> ObservedState:
+        held, gone = self._held, self._damaged
+        if self._in.unattached is not None:
+            gone = gone | held.listeners.keys()
+        return without(self._shown.present(held, self._specs), held, gone)
 
     def trouble(self) -> str | None:
         """An interface has lost the program, or the kernel does not forward."""
@@ -193,7 +221,7 @@ class XdpDataPlane:
             if self._is_quick(plan):
                 self._apply(plan, slots)
             else:
-                await self._thread(lambda: self._apply(plan, slots))
+                await to_its_end(lambda: self._apply(plan, slots))
 
     def _is_quick(self, plan: Plan) -> bool:
         """Whether it takes less than the way to a thread and back: few entries of maps, no question to netlink."""
@@ -244,7 +272,7 @@ class XdpDataPlane:
             self._in.finish()
             moved = any(isinstance(op, OpenListener | CloseListener) for op in plan.ops)
             if moved or len(self._held.servers_by_id) > servers:
-                self._in.look_after_interfaces(self._needs(()))
+                self._in.look_after_interfaces()
         if self._in.unattached is not None:
             opened = [op for op in plan.ops if isinstance(op, OpenListener)]
             raise DataPlaneError(self._in.unattached, opened[-1] if opened else plan.ops[-1])
@@ -326,7 +354,7 @@ class XdpDataPlane:
         if not self._in.running:
             return Counters()
         async with self._lock:
-            return await self._thread(lambda: self._counters(brief=brief))
+            return await to_its_end(lambda: self._counters(brief=brief))
 
     def _counters(self, *, brief: bool) -> Counters:
         if not self._in.running:
@@ -351,7 +379,7 @@ class XdpDataPlane:
             DataPlaneError: The cursor is none of ours.
         """
         async with self._lock:
-            return await self._thread(lambda: self._flows(which, cursor, limit))
+            return await to_its_end(lambda: self._flows(which, cursor, limit))
 
     def _flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         if cursor is not None and not cursor.isdecimal():
@@ -397,14 +425,14 @@ class XdpDataPlane:
         if not self._in.running:
             return None
         async with self._lock:
-            return await self._thread(lambda: Explainer(self._in, self._specs).explain(question))
+            return await to_its_end(lambda: Explainer(self._in, self._specs).explain(question))
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no new flows, wait for the others, reset the rest, and leave nothing in the kernel."""
         if self._in.running:
             await self._drain(drain_s)
         async with self._lock:
-            await self._thread(self._remove)
+            await to_its_end(self._remove)
 
     def _remove(self) -> None:
         self._ways.remove()
@@ -413,11 +441,11 @@ class XdpDataPlane:
 
     async def _drain(self, drain_s: float) -> None:
         async with self._lock:
-            await self._thread(self._close_all)
+            await to_its_end(self._close_all)
         deadline = self._clock() + drain_s
         while self._clock() < deadline:
             async with self._lock:
-                live = await self._thread(lambda: self._in.census.count(fresh=True))
+                live = await to_its_end(lambda: self._in.census.count(fresh=True))
             if not live.services:
                 return
             await asyncio.sleep(min(0.5, max(0.0, deadline - self._clock())))
@@ -432,21 +460,12 @@ class XdpDataPlane:
     async def detach(self) -> None:
         """Let go; packets are forwarded as before."""
         async with self._lock:
-            await self._thread(self._let_go)
+            await to_its_end(self._let_go)
 
     def _let_go(self) -> None:
         self._ways.let_go()
         self._in.let_go()
         self._shown = Shown()
-
-    async def _thread(self, work: Callable[[], T]) -> T:
-        """Run to its end even if the caller goes away: half of a change must not meet the next one."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait((running,))
-            raise
 
 
 def _kind(op: Op) -> type[Op]:

@@ -72,6 +72,7 @@ class TableHeld:
     keys: frozenset[str]
     check: bytes
     users: set[str] = field(default_factory=set)
+    mark: int | None = None  # hash of the block when it was found to be right; it never changes
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +100,7 @@ class Holdings:
         self, hertz: int, clock: Callable[[], float] = time.monotonic,
         source_of: Callable[[IPAddress], IPAddress | None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.mirrors = {it.name: replace(it, content={}, _puts={}, _deletes=set(), _changed=set()) for it in MIRRORS}
+        self.mirrors = {it.name: Mirror(it.name, array=it.array, significant=it.significant) for it in MIRRORS}
         self.servers: dict[str, ServerHeld] = {}
         self.servers_by_id: dict[int, ServerHeld] = {}
         self.same_key: dict[str, set[ServerHeld]] = {}

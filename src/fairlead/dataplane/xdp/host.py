@@ -86,7 +86,7 @@ class Host:
                 name in missing, "interface_missing", name,
                 "VIPs of services are to be there, but there is no such interface; it gets the program when it appears",
             )  # fmt: skip
-        wanted = set(self._of_vips(offered, present))
+        wanted = self._of_vips(offered, present)
         with Routes() as routes:
             for server in some(servers):
                 route = routes.get(server)
@@ -94,19 +94,16 @@ class Host:
                     wanted.add(route.index)
         return {name: index for name, index in present.items() if index in wanted and index != _LOOPBACK}
 
-    def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> Iterator[int]:
-        named = {vip.address: vip.interface for vip in self.vips}
+    def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> set[int]:
+        """Where packets to these addresses come in: a VIP's interface, one that has the address, the way far away."""
+        named = {vip.address: present[vip.interface] for vip in self.vips if vip.interface in present}
         with Routes() as routes:
             carried = {it.address: it.index for it in routes.addresses() if it.index != _LOOPBACK}
-            default = {version: routes.default(version) for version in {it.version for it in addresses}}
-            for address in addresses:
-                route = default[address.version]
-                if address in named and named[address] in present:
-                    yield present[named[address]]
-                elif address in carried:
-                    yield carried[address]
-                elif route is not None and route.usable:
-                    yield route.index
+            placed = addresses & frozenset(named)
+            here = (addresses & frozenset(carried)) - placed
+            versions = {it.version for it in addresses - placed - here}
+            far = [route for version in versions if (route := routes.default(version)) is not None and route.usable]
+        return {named[it] for it in placed} | {carried[it] for it in here} | {route.index for route in far}
 
     def of_ways(self, vips: Iterable[IPAddress], servers: Sequence[IPAddress]) -> dict[str, int]:
         """The interfaces that probes by the way of services leave or come back by, by name."""

@@ -121,6 +121,7 @@ class Places:
     moves: int = -1
     addresses: frozenset[IPAddress] = frozenset()
     servers: Sequence[IPAddress] = ()
+    families: Sequence[int] = ()  # of the addresses
 
 
 class Installation:
@@ -153,7 +154,6 @@ class Installation:
         self._counting = programs.census
         self._carrying = programs.carry
         self._census: Census | None = None
-        self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
         self._unfinished = False  # whether packets may come whose checksum was left to the hardware
@@ -361,8 +361,25 @@ class Installation:
 
     # Interfaces and addresses
 
-    def look_after_interfaces(self, needs: Needs) -> bool:
+    def wanted(self) -> dict[str, int]:
+        """The interfaces that are to carry the program, by name; ``look_after_interfaces`` takes the answer."""
+        places = self._places
+        return self.host.interfaces(places.addresses, places.servers) if places.addresses else {}
+
+    def locate(self) -> None:
+        """Find out where services and servers are, if any have moved."""
+        held = self.held
+        if self._places.moves != held.moves:
+            addresses = frozenset(it.listen.address for it in held.listeners)
+            servers = some(it.spec.endpoint.address for it in held.servers.values())
+            families = sorted({it.version for it in addresses})
+            self._places = Places(held.moves, addresses, servers, families)
+
+    def look_after_interfaces(self, wanted: Mapping[str, int] | None = None) -> bool:
         """Have the program on every interface that matters, and say what keeps packets from being forwarded.
+
+        Args:
+            wanted: What ``wanted()`` said a moment ago, if it was asked.
 
         Returns:
             Whether somebody had taken it from one.
@@ -375,11 +392,9 @@ class Installation:
             self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
-        if self._places.moves != held.moves:
-            addresses = frozenset(it.listen.address for it in held.listeners)
-            self._places = Places(held.moves, addresses, some(it.spec.endpoint.address for it in held.servers.values()))
-        addresses, servers = self._places.addresses, self._places.servers
-        wanted = self.host.interfaces(addresses, servers) if held.listeners else {}
+        if wanted is None or self._places.moves != held.moves:
+            self.locate()
+            wanted = self.wanted()
         self.unattached = None
         for name, index in wanted.items():
             try:
@@ -393,8 +408,7 @@ class Installation:
                 self.resolver.forget(index)
         self._mind_offloads()
         carrying = [it.name for it in self.kernel.attached.values()]
-        self._families = sorted(needs.families)
-        self.host.check_switches(carrying, addresses, self._families)
+        self.host.check_switches(carrying, self._places.addresses, self._places.families)
         self.refresh_near()
         return bool(lost)
 
@@ -406,7 +420,7 @@ class Installation:
             return "no interface carries the XDP program: `fairlead show events` says which is missing"
         if lost := self.kernel.lost():
             return f"the XDP program of {', '.join(lost)} has gone"
-        return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._families)
+        return self.host.unforwarded([it.name for it in self.kernel.attached.values()], self._places.families)
 
     def _mind_offloads(self) -> None:
         """Have the program finish checksums where some are not, and know where it runs in generic mode."""
