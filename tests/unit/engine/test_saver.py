@@ -16,7 +16,6 @@ from fairlead.engine.saver import SMALL, Saver
 from fairlead.engine.store import Store
 from fairlead.policy.derive import Runtime
 
-
 pytestmark = pytest.mark.anyio
 
 

@@ -143,13 +143,19 @@ class XdpDataPlane:
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What the maps hold; what differs from what was written is left out, so that it is written again."""
         if thorough:
-            async with self._looking:
-                await self._look()
+            await self.look()
         async with self._lock:  # what was written is known, and no reason to go to a thread
             return self._without_damage()
 
+    async def look(self) -> None:
+        """Compare with the kernel part by part, between which changes have their turn; then see to interfaces, ids.
+
+        What was looked at a moment ago is not looked at again.
+        """
+        async with self._looking:
+            await self._look()
+
     async def _look(self) -> None:
-        """Compare with the kernel part by part, between which changes have their turn; then see to interfaces, ids."""
         async with self._lock:
             due = await to_its_end(self._begin)
         if not due:
