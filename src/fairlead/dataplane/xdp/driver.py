@@ -55,7 +55,8 @@ SMALL = 64  # Ops
 FEW = 8  # Ops
 SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
-SLICE_S = 0.003  # of it, for which a change waits
+SLICE_S = 0.001  # of it, for which a change waits
+PAUSE_S = 0.01  # until the next one
 NOTES_EVERY = 6  # looks; what is noted does not matter before the agent ends
 RELEASE_S = 5.0
 Slots = Callable[[TableSpec], "array[int]"]
@@ -143,32 +144,30 @@ class XdpDataPlane:
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What the maps hold; what differs from what was written is left out, so that it is written again."""
         if thorough:
-            await self.look()
+            await self._look(0.0)
         async with self._lock:  # what was written is known, and no reason to go to a thread
             return self._without_damage()
 
     async def look(self) -> None:
-        """Compare with the kernel part by part, between which changes have their turn; then see to interfaces, ids.
+        """Compare with the kernel in small parts, between which changes have their turn.
 
         What was looked at a moment ago is not looked at again.
         """
-        async with self._looking:
-            await self._look()
+        await self._look(PAUSE_S)
 
-    async def _look(self) -> None:
-        async with self._lock:
-            due = await to_its_end(self._begin)
-        if not due:
-            return
-        self._looks += 1
-        parts = look(self._in, self._damaged, notes=self._looks % NOTES_EVERY == 0)
-        done = False
-        while not done:
+    async def _look(self, pause_s: float) -> None:
+        async with self._looking:
             async with self._lock:
-                done = await to_its_end(lambda: self._advance(parts))
-        wanted = await asyncio.to_thread(self._in.wanted)
-        async with self._lock:
-            await to_its_end(lambda: self._end(wanted))
+                due = await to_its_end(self._begin)
+            if not due:
+                return
+            self._looks += 1
+            parts = look(self._in, self._damaged, notes=self._looks % NOTES_EVERY == 0)
+            while not await self._advance(parts):  # noqa: ASYNC110  # it is not waited for anything
+                await asyncio.sleep(pause_s)
+            wanted = await asyncio.to_thread(self._in.wanted)
+            async with self._lock:
+                await to_its_end(lambda: self._end(wanted))
 
     def _begin(self) -> bool:
         """What cannot wait; whether it is time to look at everything."""
@@ -183,10 +182,11 @@ class XdpDataPlane:
         self._in.locate()
         return self._clock() >= self._scan_at
 
-    def _advance(self, parts: Iterator[None]) -> bool:
-        """Look at some parts; whether these were the last."""
-        until = self._clock() + SLICE_S
-        return all(self._clock() < until for _ in parts)
+    async def _advance(self, parts: Iterator[None]) -> bool:
+        """Look at some parts, for less than the way to a thread and back would cost; whether these were the last."""
+        async with self._lock:
+            until = self._clock() + SLICE_S
+            return all(self._clock() < until for _ in parts)
 
     def _end(self, wanted: Mapping[str, int]) -> None:
         if not self._in.running:
