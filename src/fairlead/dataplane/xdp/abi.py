@@ -189,10 +189,12 @@ class Layout:
 
     def pack(self, *values: int | bytes) -> bytes:
         """The struct with these members."""
-        row = list(values)
-        for index in self._ports:
-            row[index] = int(row[index]).to_bytes(2, "big")
-        return self._struct.pack(*row)
+        if self._ports:
+            row = list(values)
+            for index in self._ports:
+                row[index] = int(row[index]).to_bytes(2, "big")
+            return self._struct.pack(*row)
+        return self._struct.pack(*values)
 
     def unpack(self, raw: bytes) -> list[int | bytes]:
         """The members of the struct at the start of ``raw``."""

@@ -27,6 +27,7 @@ from fairlead.model.service import Forwarding
 from fairlead.model.state import FlowTreatment, Listener, ServerSpec, ServiceMode, ServiceSpec, TableSpec
 
 FLOW_FLAGS = {0: 0, 1: abi.SERVER_RESET, 2: abi.SERVER_UNPIN}  # by FlowTreatment
+_SERVER_NOTE = AGENT_MAPS["names_server"][1]  # bytes
 GUESS_WITHOUT_END_S = 3600.0  # for services whose flows may be idle for ever
 
 # In this order entries are written; they are deleted in the opposite one.
@@ -132,19 +133,22 @@ class Holdings:
 
     def put_server(self, spec: ServerSpec) -> None:
         """Add a server, or change it; another endpoint is another id, and flows stay where they are."""
-        held = self.servers.get(spec.key)
+        key = spec.key
+        held = self.servers.get(key)
         if held is None or held.spec.endpoint != spec.endpoint:
             if not self.server_ids.room:
                 raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
             self.moves += 1
             self._generation = self._generation % 0xFFFF + 1
             held = ServerHeld(self.server_ids.take(), spec, self._generation)
-            self.servers[spec.key] = self.servers_by_id[held.number] = held
-            self.same_key.setdefault(spec.key, set()).add(held)
+            self.servers[key] = self.servers_by_id[held.number] = held
+            self.same_key.setdefault(key, set()).add(held)
             self._reset_counters("server", held.number, self.server_ids)
-        for it in self.same_key[spec.key]:
-            if it is held or (it.spec.flows is not spec.flows and not it.gone):
-                it.spec = spec if it is held else replace(it.spec, flows=spec.flows)
+        held.spec = spec
+        self._write_server(held)
+        for it in self.same_key[key]:
+            if it is not held and it.spec.flows is not spec.flows and not it.gone:
+                it.spec = replace(it.spec, flows=spec.flows)
                 self._write_server(it)
 
     def knows(self, spec: ServerSpec) -> bool:
@@ -170,7 +174,7 @@ class Holdings:
 
     def _write_server(self, held: ServerHeld) -> None:
         note = records.server_note(held.spec, held.generation, gone=held.gone)
-        self.mirrors["names_server"].put(u32(held.number), write_note(note, AGENT_MAPS["names_server"][1]))
+        self.mirrors["names_server"].put(u32(held.number), write_note(note, _SERVER_NOTE))
         self.write_server_record(held)
 
     def write_server_record(self, held: ServerHeld) -> None:
@@ -446,8 +450,9 @@ class Holdings:
             return
         idle = held.spec.idle_timeout_ms / 1000 or GUESS_WITHOUT_END_S
         before, held.claims = held.claims, wanted
-        self.replies.change(before - wanted, wanted - before, self._clock() + idle)
-        for key, _ in wanted - before:
+        gone, new = (before - wanted, wanted - before) if before else (before, wanted)
+        self.replies.change(gone, new, self._clock() + idle)
+        for key, _ in new:
             self.mark(key.address, abi.NEAR_SERVER)
         self.write_replies()
 

@@ -168,15 +168,12 @@ class Replies:
             self._set(key, held._replace(flags=flags, guess_until=last))
 
     def _set(self, key: ReplyKey, entry: Entry) -> None:
-        before = self.entries.get(key)
-        if before == entry and key in self.entries:
-            self._mark(key, entry)
-            return
-        self.entries[key] = entry
-        (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
-        self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+        if self.entries.get(key) != entry:
+            self.entries[key] = entry
+            (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
+            self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+            self.touched.add(key)
         self._mark(key, entry)
-        self.touched.add(key)
 
     def _mark(self, key: ReplyKey, entry: Entry) -> None:
         unclear = bool(entry.flags & abi.REPLY_AMBIGUOUS)
@@ -206,13 +203,12 @@ def claims(
         listens: Address, first and last port where it is offered.
         protocol: Number of the protocol.
     """
-    found = set()
+    found = []
+    packed = {server: (at.version, abi.packed(at), port) for server, (at, port) in members.items()}
     for address, first, last in listens:
-        vip = abi.packed(address)
-        for server, (at, port) in members.items():
-            if at.version != address.version:
-                continue
-            single = first == last
-            key = ReplyKey(abi.packed(at), port or (first if single else 0), protocol)
-            found.add((key, Claim(service, server, vip, first if single or port else 0, first, last)))
+        vip, family, single = abi.packed(address), address.version, first == last
+        for server, (version, at, port) in packed.items():
+            if version == family:
+                key = ReplyKey(at, port or (first if single else 0), protocol)
+                found.append((key, Claim(service, server, vip, first if single or port else 0, first, last)))
     return frozenset(found)
