@@ -95,6 +95,26 @@ async def test_it_attaches_where_the_vip_and_the_servers_are_and_takes_all_away_
     assert not kernel.namespace_root().exists()
 
 
+async def test_what_moves_to_another_interface_is_found_there() -> None:
+    for name, address in (("eth1", "10.1.0.254/24"), ("eth2", "198.51.100.10/24")):
+        ip("link", "add", name, "type", "veth", "peer", "name", f"far-{name}")
+        for end in (name, f"far-{name}"):
+            ip("link", "set", end, "up")
+        ip("addr", "add", address, "dev", name)
+    async with opened_plane() as made:
+        await bring(made, state())
+        assert not attached_program(index("eth1"))
+        goal = state()
+        key = next(iter(goal.servers))
+        moved = replace(goal, servers={**goal.servers, key: server_spec(key, "10.1.0.1:8080")})
+        await bring(made, moved)
+        assert attached_program(index("eth1")), "where one of the servers is now"
+        assert not attached_program(index("eth2"))
+        away = listener("web", "198.51.100.10:80")
+        await bring(made, replace(moved, listeners=moved.listeners | {away}))
+        assert attached_program(index("eth2")), "where another VIP is"
+
+
 async def test_an_agent_that_dies_leaves_all_to_the_next() -> None:
     goal = state(allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF),), at=(VIP, "192.0.2.10:1000-2000"))
     first = await adopted()
