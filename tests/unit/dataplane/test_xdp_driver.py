@@ -276,6 +276,26 @@ async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: 
             assert sorted(spoiled.items()) == entries
 
 
+async def test_changes_during_a_look_do_not_wait_for_it_and_nothing_of_them_is_drift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("SCAN_S", 0.0), ("SLICE_S", 0.0), ("PAUSE_S", 0.002)):  # one part at a time
+        monkeypatch.setattr(f"fairlead.dataplane.xdp.driver.{name}", value)
+    async with opened_plane() as made:
+        goal, turns = state(), 0
+        await bring(made, goal)
+        looking = asyncio.create_task(made.look())
+        while not looking.done():
+            turns += 1
+            goal = state(dead=frozenset(("10.0.0.1:8080",) if turns % 2 else ()), count=3 + turns % 3)
+            await made.apply(plan(goal, await made.observe(thorough=False)))
+            assert same(await made.observe(thorough=False), goal)
+            await asyncio.sleep(0)
+        await looking
+        assert turns > 5
+        assert same(await made.observe(), goal)
+
+
 async def test_drift_of_something_with_a_name_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
     async with opened_plane() as made:

@@ -8,7 +8,7 @@ from struct import pack
 import pytest
 
 from fairlead.dataplane.base import ServerCounters, ServiceCounters
-from fairlead.dataplane.xdp.holdings import ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
 from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
 from support.models import server_spec, service_spec
 

@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fairlead.dataplane.xdp import abi, records
-from fairlead.dataplane.xdp.holdings import Holdings, ServiceHeld, TableHeld, reply_entry
+from fairlead.dataplane.xdp.held import ServiceHeld, TableHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.installation import Installation
 from fairlead.dataplane.xdp.kernel import read_note
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.replies import reply_entry
 from fairlead.model.net import IPAddress
 
 

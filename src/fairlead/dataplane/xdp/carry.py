@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from fairlead.dataplane.xdp import abi, flows, records
-from fairlead.dataplane.xdp.holdings import Holdings, ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.kernel import read_note, write_note
 from fairlead.dataplane.xdp.libbpf import BpfMap, LoadedObject, map_definitions
 from fairlead.dataplane.xdp.records import u32

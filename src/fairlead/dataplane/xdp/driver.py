@@ -18,15 +18,12 @@ from pathlib import Path
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
 from fairlead.dataplane.threads import to_its_end
-from fairlead.dataplane.xdp import abi, adoption, flows, records
+from fairlead.dataplane.xdp import adoption, reading, records
 from fairlead.dataplane.xdp.explain import Explainer
-from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation, Needs, Programs
 from fairlead.dataplane.xdp.look import look
-from fairlead.dataplane.xdp.records import u32
-from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
 from fairlead.dataplane.xdp.shown import Shown, without
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
@@ -46,7 +43,7 @@ from fairlead.model.state import (
     PutTable,
     TableSpec,
 )
-from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.views import FlowPage
 from fairlead.model.vip import Vip
 from fairlead.model.xdp import XdpSettings
 from fairlead.policy.plan import describe
@@ -360,23 +357,7 @@ class XdpDataPlane:
         if not self._in.running:
             return Counters()
         async with self._lock:
-            return await to_its_end(lambda: self._counters(brief=brief))
-
-    def _counters(self, *, brief: bool) -> Counters:
-        if not self._in.running:
-            return Counters()
-        held, maps = self._held, self._in.kernel.maps
-        raw = maps["cpus"].get(u32(0))
-        packets = abi.sum_counters(raw) if raw is not None else {}
-        fates = {counter.name.lower(): n for counter, n in packets.items()}
-        if brief:  # flows are not counted, and 100,000 rows not read, every second for nobody
-            return Counters(packets=fates)
-        live = self._in.census.count()
-        by_server = Traffic(maps["server_traffic"].first_rows(max(held.servers_by_id, default=0) + 1))
-        by_service = Traffic(maps["service_traffic"].first_rows(max(held.services_by_id, default=0) + 1))
-        servers = ServerRows(held.same_key, by_server, live.servers)
-        services = ServiceRows(held.services, by_service, live.services)
-        return Counters(servers, services, packets=fates)
+            return await to_its_end(lambda: reading.counters(self._in, brief=brief))
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         """Flows of the table, IPv4 first.
@@ -385,46 +366,7 @@ class XdpDataPlane:
             DataPlaneError: The cursor is none of ours.
         """
         async with self._lock:
-            return await to_its_end(lambda: self._flows(which, cursor, limit))
-
-    def _flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
-        if cursor is not None and not cursor.isdecimal():
-            raise DataPlaneError(f"{cursor!r} is not a cursor of a list of connections; start again without one")
-        if not self._in.running:
-            return FlowPage((), None)
-        held, now = self._held, self._in.census.jiffies()
-        services = {it.number for it in held.services_by_id.values() if which.service in {None, it.spec.name}}
-        servers = {it.number for it in held.servers_by_id.values() if which.server in {None, it.spec.key}}
-
-        def wanted(entry: abi.Flow4) -> bool:
-            return entry.service in services and entry.server in servers and self._lives(entry, now)
-
-        found, after = flows.page(self._in.flow_table, cursor, limit, wanted)
-        return FlowPage(tuple(self._view(it, now) for it in found), after)
-
-    def _lives(self, entry: abi.Flow4, now: int) -> bool:
-        service = self._held.services_by_id.get(entry.service)
-        server = self._held.servers_by_id.get(entry.server)
-        if service is None or server is None or server.generation != entry.generation:
-            return False
-        limits = records.timeouts(service.spec, self._in.hertz)
-        limit = int.from_bytes(limits[entry.state * 4 : entry.state * 4 + 4], "little")
-        return _age(now, entry.seen) <= limit
-
-    def _view(self, found: Found, now: int) -> FlowView:
-        held, hertz, entry = self._held, self._in.hertz, found.entry
-        return FlowView(
-            service=held.services_by_id[entry.service].spec.name,
-            server=held.servers_by_id[entry.server].spec.key,
-            client=_endpoint(entry.src, entry.sport),
-            vip=_endpoint(entry.dst, entry.dport),
-            state=flows.STATES[abi.State(entry.state)],
-            age_s=round(_age(now, found.details.born) / hertz, 3),
-            idle_s=round(max(0, _age(now, entry.seen)) / hertz, 3),
-            bytes_in=found.details.octets,
-            bytes_out=0,
-            worker=-1,
-        )
+            return await to_its_end(lambda: reading.listed(self._in, which, cursor, limit))
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
         """From the maps, as the program reads them; None when no service of this data plane is there."""
@@ -477,14 +419,3 @@ class XdpDataPlane:
 def _kind(op: Op) -> type[Op]:
     """What is flushed at once; servers are flushed before tables, whichever came first."""
     return PutServer if isinstance(op, PutTable) else type(op)
-
-
-def _age(now: int, then: int) -> int:
-    """Jiffies between, as the program counts them: signed, of 32 bits."""
-    gap = (now - then) & 0xFFFFFFFF
-    return gap - (1 << 32) if gap >= 1 << 31 else gap
-
-
-def _endpoint(address: bytes, port: int) -> str:
-    at = records.address_of(address)
-    return f"[{at}]:{port}" if at.version == 6 else f"{at}:{port}"

@@ -10,82 +10,25 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import insort
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fairlead.dataplane.xdp import abi, records
+from fairlead.dataplane.xdp.held import MIRRORS, ServerHeld, ServiceHeld, TableHeld
 from fairlead.dataplane.xdp.kernel import AGENT_MAPS, write_note
 from fairlead.dataplane.xdp.mirror import Mirror
+from fairlead.dataplane.xdp.ports import Ports
 from fairlead.dataplane.xdp.records import u32
-from fairlead.dataplane.xdp.replies import Claim, Entry, Replies, ReplyKey, claims
+from fairlead.dataplane.xdp.replies import Claim, Replies, ReplyKey, claims, reply_place
 from fairlead.dataplane.xdp.space import Extents, Ids
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import IPAddress, Protocol
+from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
 from fairlead.model.state import FlowTreatment, Listener, ServerSpec, ServiceMode, ServiceSpec, TableSpec
 
 FLOW_FLAGS = {0: 0, 1: abi.SERVER_RESET, 2: abi.SERVER_UNPIN}  # by FlowTreatment
 _SERVER_NOTE = AGENT_MAPS["names_server"][1]  # bytes
 GUESS_WITHOUT_END_S = 3600.0  # for services whose flows may be idle for ever
-
-# In this order entries are written; they are deleted in the opposite one.
-MIRRORS = (
-    Mirror("names_server"),
-    Mirror("servers", array=True),
-    Mirror("names_table"),
-    Mirror("replies4", significant=28),
-    Mirror("replies6", significant=28),
-    Mirror("access"),
-    Mirror("names_service"),
-    Mirror("services", array=True),
-    Mirror("vips"),
-    Mirror("settings", array=True),
-    Mirror("names_listener"),
-    Mirror("listeners4"),
-    Mirror("listeners6"),
-    Mirror("ranges"),
-)
-
-
-@dataclass(slots=True, eq=False)
-class ServerHeld:
-    """One endpoint. ``gone``: deleted; it stays while flows hold its id."""
-
-    number: int
-    spec: ServerSpec
-    generation: int
-    gone: bool = False
-    source: IPAddress | None = None  # outer address of tunnels
-    ambiguous: bool = False  # as last written
-
-
-@dataclass(slots=True, eq=False)
-class TableHeld:
-    """One slot table in the slot memory."""
-
-    digest: str
-    base: int
-    units: int
-    size: int
-    members: tuple[int, ...]
-    keys: frozenset[str]
-    check: bytes
-    users: set[str] = field(default_factory=set)
-    mark: int | None = None  # hash of the block when it was found to be right; it never changes
-
-
-@dataclass(slots=True, eq=False)
-class ServiceHeld:
-    """One service. ``gone``: deleted, or replaced by one of the same name; it stays while flows hold its id."""
-
-    number: int
-    spec: ServiceSpec
-    access: int = 0
-    gone: bool = False
-    listeners: set[Listener] = field(default_factory=set)
-    claims: frozenset[tuple[ReplyKey, Claim]] = frozenset()
 
 
 class Holdings:
@@ -122,12 +65,10 @@ class Holdings:
         self._hertz = hertz
         self._clock = clock
         self._source_of = source_of
-        self._ports: dict[tuple[Protocol, IPAddress], list[tuple[int, int, Listener]]] = {}
-        self._addresses: Counter[IPAddress] = Counter()
+        self._ports = Ports()
         self._table_users: dict[str, set[str]] = {}  # digests by server key
         self._generation = 0
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._table_by_block: dict[str, Callable[[], array[int]]] = {}
 
     # Servers
 
@@ -371,7 +312,7 @@ class Holdings:
         held = self.services.get(listener.service)
         if held is None:
             raise DataPlaneError(f"open {listener.listen}: no service {listener.service}")
-        if other := self._conflict(listener):
+        if other := self._ports.conflict(listener):
             raise DataPlaneError(f"open {listener.listen}: in use by service {other.service}")
         if listener not in self.listeners:
             self._count_listener(listener, held)
@@ -379,16 +320,11 @@ class Holdings:
         self.write_listener(listener, held)
 
     def _count_listener(self, listener: Listener, held: ServiceHeld) -> None:
-        listen = listener.listen
         self.moves += 1
         self.listeners[listener] = held
         held.listeners.add(listener)
-        insort(
-            self._ports.setdefault((listener.protocol, listen.address), []), _port_row(listener), key=lambda it: it[:2]
-        )
-        self._addresses[listen.address] += 1
-        if self._addresses[listen.address] == 1:
-            self.mark(abi.packed(listen.address), abi.NEAR_VIP)
+        if self._ports.open(listener):
+            self.mark(abi.packed(listener.listen.address), abi.NEAR_VIP)
 
     def write_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Write what the program reads of a listener."""
@@ -408,12 +344,8 @@ class Holdings:
         for name, key in records.listener_keys(listener):
             self.mirrors[name].delete(key)
         self.mirrors["names_listener"].delete(records.listener_note(listener))
-        listen = listener.listen
-        self._ports[listener.protocol, listen.address].remove(_port_row(listener))
-        self._addresses[listen.address] -= 1
-        if not self._addresses[listen.address]:
-            del self._addresses[listen.address]
-            self.mirrors["vips"].delete(abi.packed(listen.address))
+        if self._ports.close(listener):
+            self.mirrors["vips"].delete(abi.packed(listener.listen.address))
             # The bit stays: flows go on after their listener. It goes when the filter is made anew.
         self.claim(held)
         self.write_settings()
@@ -421,16 +353,6 @@ class Holdings:
     def adopt_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Take a listener over from its note."""
         self._count_listener(listener, held)
-
-    def _conflict(self, listener: Listener) -> Listener | None:
-        """Another listener that wants a port in common."""
-        listen = listener.listen
-        for first, last, held in self._ports.get((listener.protocol, listen.address), ()):
-            if first > listen.last:
-                break
-            if last >= listen.first and held != listener:
-                return held
-        return None
 
     def write_settings(self) -> None:
         """Set what all services share."""
@@ -549,22 +471,3 @@ class Holdings:
             mirror.flush_puts()
         for mirror in reversed(self.mirrors.values()):
             mirror.flush_deletes()
-
-
-def reply_place(key: ReplyKey) -> tuple[str, bytes]:
-    """Map and key of an entry."""
-    family, raw = records.packed_key(key.address, key.port, key.protocol)
-    return f"replies{family}", raw
-
-
-def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:
-    """The opposite of ``reply_place`` and ``Entry.record``."""
-    key = (abi.ListenKey4 if name == "replies4" else abi.ListenKey6).unpack(raw_key)
-    record = abi.ReplyRecord.unpack(raw)
-    until = guess_until if record.flags & abi.REPLY_GUESS else None
-    where = ReplyKey(abi.packed(records.address_of(key.addr)), key.port, key.proto)
-    return where, Entry(record.vip, record.port, record.flags, record.service, record.server, until)
-
-
-def _port_row(listener: Listener) -> tuple[int, int, Listener]:
-    return listener.listen.first, listener.listen.last, listener

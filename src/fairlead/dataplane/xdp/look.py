@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from fairlead.dataplane.xdp import records
-from fairlead.dataplane.xdp.holdings import Holdings, TableHeld
+from fairlead.dataplane.xdp.held import TableHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.installation import Installation
 from fairlead.dataplane.xdp.mirror import Drift
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp import abi, records
 from fairlead.model.net import IPAddress
 
 
@@ -212,3 +212,18 @@ def claims(
                 key = ReplyKey(at, port or (first if single else 0), protocol)
                 found.append((key, Claim(service, server, vip, first if single or port else 0, first, last)))
     return frozenset(found)
+
+
+def reply_place(key: ReplyKey) -> tuple[str, bytes]:
+    """Map and key of an entry."""
+    family, raw = records.packed_key(key.address, key.port, key.protocol)
+    return f"replies{family}", raw
+
+
+def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:
+    """The opposite of ``reply_place`` and ``Entry.record``."""
+    key = (abi.ListenKey4 if name == "replies4" else abi.ListenKey6).unpack(raw_key)
+    record = abi.ReplyRecord.unpack(raw)
+    until = guess_until if record.flags & abi.REPLY_GUESS else None
+    where = ReplyKey(abi.packed(records.address_of(key.addr)), key.port, key.proto)
+    return where, Entry(record.vip, record.port, record.flags, record.service, record.server, until)
