@@ -24,8 +24,9 @@ from support.wait import until
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.mark.timeout(300)]
 log = logging.getLogger("scale")
 SERVICES, SERVERS = 10_000, 10
-CHANGES = 300
-COLD_S, CHANGE_MS, LATE_MS, IDLE_PERCENT = 30.0, 6.0, 25.0, 8.0
+CHANGES, PACE_S = 400, 0.03  # so that two looks at everything come between them
+# What is promised is 10 s, 5 ms at the 99th percentile, and 2 %; these leave room for a slower machine.
+COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 15.0, 4.0, 8.0, 20.0, 4.0
 IDLE_S = 12.0  # two looks at everything and more
 
 
@@ -88,6 +89,7 @@ def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> Non
     assert cold_s < COLD_S
     assert median < CHANGE_MS
     assert late < LATE_MS
+    assert waited[CHANGES * 99 // 100] < WAITED_MS
     assert idle < IDLE_PERCENT
 
 
@@ -104,5 +106,6 @@ def changes(daemon: Daemon) -> tuple[list[float], list[float]]:
         waited.append((time.monotonic() - began) * 1000)
         took.append((used_s(daemon) - used) * 1000)
         assert answer.status == 200, body
+        time.sleep(PACE_S)
     connection.close()
     return sorted(took), sorted(waited)

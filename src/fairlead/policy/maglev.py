@@ -73,7 +73,7 @@ def _kept(base: array[int], shares: Sequence[int], seed: bytes) -> bytearray:
     """For each slot whether its owner has it for now."""
     if all(share in {0, WHOLE} for share in shares):
         alive = bytes(bool(share) for share in shares)
-        return bytearray(alive[owner] for owner in base)
+        return bytearray(map(alive.__getitem__, base))
     size = len(base)
     scale, shift = next(islice(levels(seed, size), _SHARE_LEVEL, None))
     bounds = [share * size for share in shares]

@@ -215,6 +215,11 @@ class Record:
         return self.LAYOUT.pack(*self.LAYOUT.values(self))
 
     @classmethod
+    def bytes_of(cls, *values: int | bytes) -> bytes:
+        """``cls(*values).pack()``, of all members, in half of the time."""
+        return cls.LAYOUT.pack(*values)
+
+    @classmethod
     def unpack(cls, raw: bytes) -> Self:
         """What the bytes of a map say."""
         return cls(*cls.LAYOUT.unpack(raw))

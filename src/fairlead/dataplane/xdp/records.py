@@ -40,6 +40,7 @@ SYN_S, FIN_S, RST_S = 30, 120, 10
 FOREVER = (1 << 31) - 1  # jiffies; times are compared as signed differences
 ANY_PORT = (1, 65535)  # what `*` means
 _MAPPED = 0xFFFF << 32
+_NO_SPREAD = bytes(4)
 _text = json.encoder.encode_basestring_ascii
 
 
@@ -82,14 +83,11 @@ def service_record(spec: ServiceSpec, table: tuple[int, int], access: int, hertz
 
 def server_record(endpoint: Endpoint, generation: int, flags: int, source: IPAddress | None) -> bytes:
     """Value of ``servers``."""
-    return abi.ServerRecord(
-        addr=abi.packed(endpoint.address),
-        port=endpoint.port,
-        generation=generation,
-        family=endpoint.address.version,
-        flags=flags,
-        source=abi.packed(source) if source is not None else abi.NOWHERE,
-    ).pack()
+    address = endpoint.address
+    outer = abi.packed(source) if source is not None else abi.NOWHERE
+    return abi.ServerRecord.bytes_of(
+        abi.packed(address), endpoint.port, generation, address.version, flags, outer, _NO_SPREAD
+    )
 
 
 def listen_key(address: IPAddress, port: int, protocol: int) -> tuple[int, bytes]:
@@ -100,8 +98,8 @@ def listen_key(address: IPAddress, port: int, protocol: int) -> tuple[int, bytes
 def packed_key(address: bytes, port: int, protocol: int) -> tuple[int, bytes]:
     """The same of a packed address."""
     if abi.is_v4(address):
-        return 4, abi.ListenKey4(address[12:], port, protocol).pack()
-    return 6, abi.ListenKey6(address, port, protocol).pack()
+        return 4, abi.ListenKey4.bytes_of(address[12:], port, protocol)
+    return 6, abi.ListenKey6.bytes_of(address, port, protocol)
 
 
 def listener_keys(listener: Listener) -> list[tuple[str, bytes]]:

@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
     def record(self) -> bytes:
         """The value of the map."""
-        return abi.ReplyRecord(self.vip, self.port, self.flags, self.service, self.server).pack()
+        return abi.ReplyRecord.bytes_of(self.vip, self.port, self.flags, self.service, self.server, 0)
 
 
 class Replies:
