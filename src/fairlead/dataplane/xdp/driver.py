@@ -12,8 +12,8 @@ import asyncio
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
@@ -159,12 +159,12 @@ class XdpDataPlane:
             if not due:
                 return
             self._looks += 1
-            parts = look(self._in, self._damaged, notes=self._looks % NOTES_EVERY == 0)
+            notes = self._looks % NOTES_EVERY == 0
+            parts = chain(look(self._in, self._damaged, notes=notes), self._in.seek())
             while not await self._advance(parts):  # noqa: ASYNC110  # it is not waited for anything
                 await asyncio.sleep(pause_s)
-            wanted = await asyncio.to_thread(self._in.wanted)
             async with self._lock:
-                await to_its_end(lambda: self._end(wanted))
+                await to_its_end(self._end)
 
     def _begin(self) -> bool:
         """What cannot wait; whether it is time to look at everything."""
@@ -183,12 +183,12 @@ class XdpDataPlane:
         """Look at some parts, for less than the way to a thread and back would cost; whether these were the last."""
         async with self._lock:
             until = self._clock() + SLICE_S
-            return all(self._clock() < until for _ in parts)
+            return not self._in.running or all(self._clock() < until for _ in parts)
 
-    def _end(self, wanted: Mapping[str, int]) -> None:
+    def _end(self) -> None:
         if not self._in.running:
             return
-        if self._in.look_after_interfaces(wanted):
+        if self._in.look_after_interfaces():
             self._damaged |= self._held.listeners.keys()  # nothing came by them until now
         if self._held.lingering and self._clock() >= self._release_at:
             self._release_at = self._clock() + RELEASE_S

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_network
 from pathlib import Path
@@ -27,6 +27,7 @@ from fairlead.protocols.rtfilters import Filter
 from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Link, Message, Neighbour, Outcome, Route
 
 _BUFFER = 1 << 17
+_QUESTIONS = 8  # between rests
 _LOOPBACK = 1
 _DUMPS = 8
 ASK_ALL = 1024  # of more servers than these, one in each /24 or /64 is asked about
@@ -71,6 +72,17 @@ class Host:
 
     def interfaces(self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]) -> dict[str, int]:
         """The interfaces that are to carry the program, by name; those that do not exist are told and left out."""
+        asking = self.seek(addresses, servers)
+        while True:
+            try:
+                next(asking)
+            except StopIteration as end:
+                return dict(end.value)
+
+    def seek(
+        self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]
+    ) -> Generator[None, None, dict[str, int]]:
+        """The same with a rest after a few questions to the kernel, for there may be a thousand."""
         present = {name: index for index, name in socket.if_nameindex()}
         if self._settings.interfaces is not None:
             for name in self._settings.interfaces:
@@ -88,10 +100,12 @@ class Host:
             )  # fmt: skip
         wanted = self._of_vips(offered, present)
         with Routes() as routes:
-            for server in some(servers):
+            for number, server in enumerate(some(servers), 1):
                 route = routes.get(server)
                 if route is not None and route.usable and not route.local:
                     wanted.add(route.index)
+                if number % _QUESTIONS == 0:
+                    yield
         return {name: index for name, index in present.items() if index in wanted and index != _LOOPBACK}
 
     def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> set[int]:

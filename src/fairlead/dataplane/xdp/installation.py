@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import mmap
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +37,7 @@ NEW_FLOWS_PER_SECOND = 125_000  # a CPU stores no more, so that a flood does not
 ANSWERS_PER_SECOND = 2_000  # RST and ICMP errors of a CPU
 SNAT_PORTS = (1024, 32767)  # below the ports that this host's own connections leave from
 _SMALLEST = 1024
+_NEAR_PART = 2048  # entries of the address filter
 
 
 PROGRAMS = ("fairlead", "census", "carry", "ways", "resolve")  # in the order of the fields below
@@ -158,6 +161,7 @@ class Installation:
         self._memory: dict[str, mmap.mmap] = {}
         self._unfinished = False  # whether packets may come whose checksum was left to the hardware
         self._places = Places()
+        self._sought: tuple[int, Mapping[str, int]] | None = None  # interfaces, when holdings had moved so often
 
     def _nothing(self, host: Host) -> Holdings:
         return Holdings(self.hertz, source_of=host.tunnel_source)
@@ -314,6 +318,7 @@ class Installation:
         held.service_ids.capacity = min(maps["services"].max_entries, MAX_SERVICES)
         held.extents.grow(maps["slots"].max_entries)
         held.write_slots, held.write_near, held.reset_counters = self._write_slots, self._write_near, self._reset
+        deque(self.refresh_near(), maxlen=0)
 
     def _unbind(self) -> None:
         for memory in self._memory.values():
@@ -348,23 +353,28 @@ class Installation:
         """Entries that a map has left."""
         return self.kernel.maps[name].max_entries - len(self.held.mirrors[name].content)
 
-    def refresh_near(self) -> None:
-        """Set the bits of the address filter that something cleared."""
+    def refresh_near(self) -> Iterator[None]:
+        """Set the bits of the address filter that something cleared, some at a time."""
         wanted = dict(self.held.near)
         for address in self.held.snat:
             index = abi.near_index(abi.packed(address))
             wanted[index] = wanted.get(index, 0) | abi.NEAR_VIP
-        memory = self._memory["near"]
-        for index, bits in wanted.items():
-            if memory[index] & bits != bits:
-                memory[index] |= bits
+        entries = iter(wanted.items())
+        while part := list(islice(entries, _NEAR_PART)):
+            memory = self._memory["near"]
+            for index, bits in part:
+                if memory[index] & bits != bits:
+                    memory[index] |= bits
+            yield
 
     # Interfaces and addresses
 
-    def wanted(self) -> dict[str, int]:
-        """The interfaces that are to carry the program, by name; ``look_after_interfaces`` takes the answer."""
+    def seek(self) -> Iterator[None]:
+        """Ask which interfaces are to carry the program, a little at a time, for ``look_after_interfaces``."""
+        self.locate()
         places = self._places
-        return self.host.interfaces(places.addresses, places.servers) if places.addresses else {}
+        found = (yield from self.host.seek(places.addresses, places.servers)) if places.addresses else {}
+        self._sought = places.moves, found
 
     def locate(self) -> None:
         """Find out where services and servers are, if any have moved."""
@@ -375,11 +385,10 @@ class Installation:
             families = sorted({it.version for it in addresses})
             self._places = Places(held.moves, addresses, servers, families)
 
-    def look_after_interfaces(self, wanted: Mapping[str, int] | None = None) -> bool:
+    def look_after_interfaces(self) -> bool:
         """Have the program on every interface that matters, and say what keeps packets from being forwarded.
 
-        Args:
-            wanted: What ``wanted()`` said a moment ago, if it was asked.
+        Which these are is asked now unless ``seek`` has just done so.
 
         Returns:
             Whether somebody had taken it from one.
@@ -392,9 +401,10 @@ class Installation:
             self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
-        if wanted is None or self._places.moves != held.moves:
-            self.locate()
-            wanted = self.wanted()
+        if self._sought is None or self._sought[0] != held.moves:
+            deque(self.seek(), maxlen=0)
+        assert self._sought is not None
+        (_, wanted), self._sought = self._sought, None
         self.unattached = None
         for name, index in wanted.items():
             try:
@@ -409,7 +419,6 @@ class Installation:
         self._mind_offloads()
         carrying = [it.name for it in self.kernel.attached.values()]
         self.host.check_switches(carrying, self._places.addresses, self._places.families)
-        self.refresh_near()
         return bool(lost)
 
     def trouble(self) -> str | None:
@@ -445,7 +454,7 @@ class Installation:
             snat = self.host.snat(held.servers_by_id[number].spec.endpoint.address for number in numbers)
         if tables and set(snat) != set(held.snat):
             held.snat = snat[: abi.SNAT_MAX]
-            self.refresh_near()
+            deque(self.refresh_near(), maxlen=0)
             held.write_settings()
             held.flush()
 
@@ -457,7 +466,7 @@ class Installation:
         self.kernel.let_go()
         self.resolver.close()
         self.held = self._nothing(self.host)
-        self._places = Places()
+        self._places, self._sought = Places(), None
 
     def remove(self) -> None:
         """Leave nothing in the kernel."""
@@ -466,7 +475,7 @@ class Installation:
             self.kernel.remove()
         self.resolver.close()
         self.held = self._nothing(self.host)
-        self._places = Places()
+        self._places, self._sought = Places(), None
 
 
 def _sizes(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:

@@ -41,6 +41,10 @@ def look(installation: Installation, found: set[object], *, notes: bool) -> Iter
             if installation.held is not held:
                 return
             held.flush()
+    for _ in installation.refresh_near():
+        yield
+        if installation.held is not held:
+            return
     tables = iter(list(held.tables.values()))
     while part := list(islice(tables, _TABLES)):
         found.update(it.digest for it in part if held.tables.get(it.digest) is it and _is_damaged(installation, it))
