@@ -26,7 +26,7 @@ log = logging.getLogger("scale")
 SERVICES, SERVERS = 10_000, 10
 CHANGES, PACE_S = 400, 0.03  # so that two looks at everything come between them
 # What is promised is 10 s, 5 ms at the 99th percentile, and 2 %; these leave room for a slower machine.
-COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 15.0, 5.0, 8.0, 20.0, 4.0
+COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 15.0, 5.0, 8.0, 50.0, 4.0
 IDLE_S = 12.0  # two looks at everything and more
 
 
