@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import kernel, records
+from fairlead.dataplane.xdp import abi, kernel, records
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.libbpf import XDP_GENERIC, XDP_NATIVE, BpfMap, Link, LoadedObject, attached_program
 from fairlead.errors import DataPlaneError
@@ -245,7 +245,9 @@ async def test_an_interface_that_is_not_there_yet_is_told_and_gets_the_program(m
 # Drift (F48)
 
 
-@pytest.mark.parametrize("name", ["servers", "services", "listeners4", "ranges", "replies4", "vips", "access", "slots"])
+@pytest.mark.parametrize(
+    "name", ["servers", "services", "listeners4", "ranges", "replies4", "vips", "access", "slots", "near"]
+)
 async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
     goal = state(allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF),), at=(VIP, "192.0.2.10:1000-2000"))
@@ -257,6 +259,10 @@ async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: 
             (table,) = made._held.tables.values()
             block = made._in.slots(table.base, table.units)
             made._in._write_slots(table.base, bytes(len(block)))
+        elif name == "near":
+            place = abi.near_index(abi.packed(ip_address("192.0.2.10")))
+            block = made._in._memory["near"][place : place + 1]
+            made._in._memory["near"][place] = 0
         elif name in ("servers", "services"):
             block = spoiled.first_rows(2)
             spoiled.put(records.u32(1), bytes(spoiled.value_size))
@@ -270,6 +276,8 @@ async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: 
         if name == "slots":
             (table,) = made._held.tables.values()
             assert made._in.slots(table.base, table.units) == block
+        elif name == "near":
+            assert made._in._memory["near"][place : place + 1] == block != bytes(1)
         elif name in ("servers", "services"):
             assert spoiled.first_rows(2) == block
         else:
