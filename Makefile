@@ -5,7 +5,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
-NATIVE := $(wildcard worker/*.c worker/*.h bpf/*.c bpf/*.h)
+NATIVE := $(wildcard worker/*.c worker/*.h native/*.c bpf/*.c bpf/*.h)
 
 # An environment that was copied here from elsewhere, or whose interpreter is gone, is made anew.
 STALE := $(shell test "$$(cat $(VENV)/.made-at 2>&1)" = "$$(pwd -P)" && $(PYTHON) -c '' 2>&1 || rm -rf $(VENV))
@@ -41,7 +41,7 @@ bench-packet: packages $(READY) ## what the XDP program costs per packet (root);
 docs: $(READY) ## generate the reference pages
 	$(PYTHON) docs/generate.py
 
-worker: $(READY) ## compile the proxy worker in place
+worker: $(READY) ## compile the proxy worker, the agent's library and the XDP programs in place
 	$(PYTHON) hatch_build.py
 
 packages:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the proxy worker and the XDP programs while the wheel is built; ``pip install .`` works on a bare machine.
+"""Compiles the proxy worker, the agent's library and the XDP programs while the wheel is built.
 
-A C compiler on the machine is used when there is one, the ``ziglang`` wheel otherwise. Without libbpf's headers the
-XDP programs are left out, and services that need them are refused with a sentence that says so.
+``pip install .`` works on a bare machine: its C compiler is used when it has one, the ``ziglang`` wheel otherwise.
+Without libbpf's headers the XDP programs are left out, and services that need them are refused with a sentence that
+says so.
 ``python hatch_build.py`` compiles in place, without building a wheel.
 """
 
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,15 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
 WORKER = Path("src/fairlead/_native/fairlead-worker")
+LIBRARY = WORKER.with_name("maglev.so")
 ZIG = "ziglang>=0.13"
 WITHOUT_XDP = (
     "fairlead: the XDP programs could not be compiled, so only forwarding: proxy will work here; "
     "Debian: apt-get install clang libbpf-dev"
 )
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith")
-HARDENING = ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE")
-LINKING = ("-pie", "-Wl,-z,relro", "-Wl,-z,now")
+HARDENING = ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong")
+LINKING = ("-Wl,-z,relro", "-Wl,-z,now")
 
 
 class BuildError(Exception):
@@ -70,7 +73,7 @@ def version() -> str:
 
 
 def build_worker() -> Path:
-    """Compile ``worker/*.c``; the old program is replaced as a whole, for it may be running.
+    """Compile ``worker/*.c``.
 
     Raises:
         BuildError: There are no sources, there is no compiler, or it refused them.
@@ -78,17 +81,33 @@ def build_worker() -> Path:
     sources = sorted((ROOT / "worker").glob("*.c"))
     if not sources:
         raise BuildError("the sources of the worker (worker/*.c) are missing: build from a whole checkout or sdist")
-    target = ROOT / WORKER
+    return _compile("the worker", sources, ROOT / WORKER, ["-fPIE", f'-DFAIRLEAD_VERSION="{version()}"'], ["-pie"])
+
+
+def build_library() -> Path:
+    """Compile ``native/*.c``, which the agent calls.
+
+    Raises:
+        BuildError: As for the worker.
+    """
+    sources = sorted((ROOT / "native").glob("*.c"))
+    if not sources:
+        raise BuildError("the sources of the agent's library (native/*.c) are missing: build from a whole checkout")
+    return _compile("the agent's library", sources, ROOT / LIBRARY, ["-fPIC"], ["-shared"])
+
+
+def _compile(what: str, sources: Sequence[Path], target: Path, options: Sequence[str], linking: Sequence[str]) -> Path:
+    """Make ``target``; the old one is replaced as a whole, for it may be running."""
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     extra = shlex.split(os.environ.get("CFLAGS", ""))
-    command = [*compiler(), "-std=gnu11", "-O2", "-g", *WARNINGS, *HARDENING, f'-DFAIRLEAD_VERSION="{version()}"']
-    command += [*extra, "-o", str(temporary), *map(str, sources), *LINKING]
+    command = [*compiler(), "-std=gnu11", "-O2", "-g", *WARNINGS, *HARDENING, *options]
+    command += [*extra, "-o", str(temporary), *map(str, sources), *linking, *LINKING]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         sys.stderr.write(done.stderr)
         if done.returncode != 0:
-            raise BuildError(f"{command[0]} could not compile the worker (its messages stand above)")
+            raise BuildError(f"{command[0]} could not compile {what} (its messages stand above)")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -113,7 +132,7 @@ def build_programs() -> list[Path]:
 
 
 class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-ignore]
-    """Puts the compiled worker into wheels and editable installs; a source distribution carries its sources."""
+    """Puts what was compiled into wheels and editable installs; a source distribution carries its sources."""
 
     PLUGIN_NAME = "custom"
 
@@ -126,10 +145,10 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-
         if self.target_name != "wheel":
             return
         try:
-            build_worker()
+            made = [build_worker(), build_library()]
         except BuildError as error:
             raise SystemExit(f"fairlead: {error}") from None
-        build_data["artifacts"] += [str(WORKER), *(str(path.relative_to(ROOT)) for path in build_programs())]
+        build_data["artifacts"] += [str(path.relative_to(ROOT)) for path in (*made, *build_programs())]
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
@@ -137,6 +156,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg,misc,unused-
 if __name__ == "__main__":
     try:
         build_worker()
+        build_library()
     except BuildError as failure:
         raise SystemExit(f"fairlead: {failure}") from None
     build_programs()

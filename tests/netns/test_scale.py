@@ -24,8 +24,10 @@ from support.wait import until
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.mark.timeout(300)]
 log = logging.getLogger("scale")
 SERVICES, SERVERS = 10_000, 10
-CHANGES = 300
-COLD_S, CHANGE_MS, LATE_MS, IDLE_PERCENT = 30.0, 6.0, 25.0, 8.0
+CHANGES, PACE_S = 400, 0.03  # so that two looks at everything come between them
+# The goals are 10 s, 5 ms at the 99th percentile, and 2 %; these leave room for a slower machine, whose caches
+# have forgotten the agent between changes.
+COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 15.0, 5.0, 12.0, 50.0, 4.0
 IDLE_S = 12.0  # two looks at everything and more
 
 
@@ -72,9 +74,13 @@ def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> Non
     log.info("cold start: %.1f s of CPU, %.1f s of time", used_s(daemon), time.monotonic() - began)
     cold_s = used_s(daemon)
 
-    took = changes(daemon)
+    took, waited = changes(daemon)
     median, late = took[CHANGES // 2], took[CHANGES * 99 // 100]
     log.info("one change: %.2f ms of CPU, 99th percentile %.2f ms, most %.2f ms", median, late, took[-1])
+    log.info(
+        "one change: %.2f ms of time, 99th percentile %.2f ms, most %.2f ms",
+        waited[CHANGES // 2], waited[CHANGES * 99 // 100], waited[-1],
+    )  # fmt: skip
 
     used, began = used_s(daemon), time.monotonic()
     time.sleep(IDLE_S)  # what is measured is that nothing happens
@@ -84,20 +90,23 @@ def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> Non
     assert cold_s < COLD_S
     assert median < CHANGE_MS
     assert late < LATE_MS
+    assert waited[CHANGES * 99 // 100] < WAITED_MS
     assert idle < IDLE_PERCENT
 
 
-def changes(daemon: Daemon) -> list[float]:
-    """Milliseconds of CPU that each of some drains costs, from the request to the answer, sorted."""
+def changes(daemon: Daemon) -> tuple[list[float], list[float]]:
+    """Milliseconds of CPU and of time that each of some drains takes, from the request to the answer, sorted."""
     connection = UnixConnection(str(daemon.socket))
-    took = []
+    took, waited = [], []
     for number in random.Random(4).sample(range(SERVICES), CHANGES):
         path = f"/v1/servers/p{number}/{endpoint(number, 0)}"
-        used = used_s(daemon)
+        used, began = used_s(daemon), time.monotonic()
         connection.request("PATCH", path, json.dumps({"admin": "drain"}), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         body = answer.read()
+        waited.append((time.monotonic() - began) * 1000)
         took.append((used_s(daemon) - used) * 1000)
         assert answer.status == 200, body
+        time.sleep(PACE_S)
     connection.close()
-    return sorted(took)
+    return sorted(took), sorted(waited)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from fairlead.dataplane.xdp import abi
-from fairlead.dataplane.xdp.holdings import Holdings, ServiceHeld
+from fairlead.dataplane.xdp.held import ServiceHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.settle import Settler
 from support.models import service_spec

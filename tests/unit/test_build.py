@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import subprocess
 import sys
@@ -38,6 +39,14 @@ def test_the_program_knows_its_version(hook: ModuleType, tmp_path: Path) -> None
     write_program(tmp_path, "puts(FAIRLEAD_VERSION); return 0;")
     program = hook.build_worker()
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "9.8.7\n"
+
+
+def test_the_agents_library_is_compiled_beside_it(hook: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(hook.BuildError, match=r"sources of the agent's library .* are missing"):
+        hook.build_library()
+    (tmp_path / "native").mkdir()
+    (tmp_path / "native/sum.c").write_text("int sum(int, int);\nint sum(int a, int b)\n{\n\treturn a + b;\n}\n")
+    assert ctypes.CDLL(str(hook.build_library())).sum(2, 3) == 5
 
 
 def test_a_running_program_is_replaced_without_harm(hook: ModuleType, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fairlead.announce.base import Event
 from fairlead.announce.client import VrrpProcess
 from fairlead.api.server import ApiServer
 from fairlead.config.load import Loaded
+from fairlead.dataplane import native
 from fairlead.dataplane.combined import CombinedDataPlane
 from fairlead.dataplane.proxy.driver import ProxyDataPlane
 from fairlead.dataplane.xdp.driver import XdpDataPlane
@@ -48,6 +50,7 @@ Beside = Callable[[Agent], Coroutine[Any, Any, None]]
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NATIVE = Path(__file__).parent.parent / "_native"
 WORKER = NATIVE / "fairlead-worker"
+LIBRARY = NATIVE / "maglev.so"
 PROGRAMS = Programs.found(lambda name: NATIVE / f"{name}.bpf.o")
 
 MOST_PROBES = 8192  # under way at once; each takes a descriptor
@@ -107,18 +110,19 @@ class _Run:
         self._events = Events(time.time)
         for warning in daemon.loaded.warnings:
             self._events.record("configuration_warning", warning.path, str(warning), level="warning")
+        build_table = partial(tables.build, filling=native.filling(LIBRARY))
         proxy = ProxyDataPlane(
             runtime_dir=directory,
             workers=daemon.loaded.configuration.workers,
             worker_path=WORKER,
-            build_table=tables.build,
+            build_table=build_table,
             on_change=self._dataplane_changed,
             on_event=self._dataplane_event,
         )
         packets = XdpDataPlane(
             settings=daemon.loaded.configuration.xdp,
             programs=PROGRAMS,
-            build_table=tables.build,
+            build_table=build_table,
             on_event=self._dataplane_event,
         )
         dataplane = CombinedDataPlane(proxy, packets)

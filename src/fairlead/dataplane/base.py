@@ -108,6 +108,12 @@ class DataPlane(Protocol):
     def packets_of(self, way: Way) -> int:
         """How many packets have taken this way so far."""
 
+    async def look(self) -> None:
+        """Find out what differs from what was told, where that takes long: changes may be applied meanwhile.
+
+        ``observe`` says what was found.
+        """
+
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """Read back what the data plane holds now.
 

@@ -89,6 +89,11 @@ class CombinedDataPlane:
         for name in (PACKETS, PROXY):
             await self._planes[name].plane.start()
 
+    async def look(self) -> None:
+        """At both."""
+        for it in self._planes.values():
+            await it.plane.look()
+
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """Both together. What they disagree about is left out, so that it is put again."""
         before = {name: it.seen for name, it in self._planes.items()}

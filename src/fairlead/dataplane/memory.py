@@ -6,6 +6,7 @@ Invariant: it refuses exactly what ``policy.plan.apply_op`` refuses, and forward
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -28,6 +29,7 @@ class MemoryDataPlane:
         totals: What ``counters`` returns.
         connections: What ``flows`` lists.
         ailment: What ``trouble`` returns.
+        look_s: How long ``look`` takes.
         drained_s: What ``stop`` was given.
         running: Between ``start`` and ``stop`` or ``detach``.
         ways: What ``set_ways`` was given.
@@ -42,6 +44,7 @@ class MemoryDataPlane:
         self.running = False
         self.ways: frozenset[Way] = frozenset()
         self.looks: list[bool] = []
+        self.look_s = 0.0
         self.ailment: str | None = None
         self.drained_s: float | None = None
         self._faults: deque[tuple[int, str]] = deque()
@@ -86,6 +89,10 @@ class MemoryDataPlane:
     async def start(self) -> None:
         """Begin; what was held before is still held, as with workers that outlive the agent."""
         self.running = True
+
+    async def look(self) -> None:
+        """Take as long as a test says."""
+        await asyncio.sleep(self.look_s)
 
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What it holds."""

@@ -37,11 +37,13 @@ class Draft(Generic[K, V]):
 
     def saw(self, held: Mapping[K, V]) -> None:
         """It was asked what it holds."""
-        self._held, self._since = held, {}
+        self._held, self._since = held or {}, {}  # of nothing a dict says so faster
 
     def __contains__(self, key: object) -> bool:
         # A table that is held may have no recipe, therefore values that are held are not looked at.
-        return self._since[key] is not None if key in self._since else key in self._held
+        if key in self._since:
+            return self._since[key] is not None
+        return key in self._held
 
     def get(self, key: K) -> V | None:
         """What is there."""

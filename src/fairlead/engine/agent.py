@@ -28,6 +28,7 @@ from fairlead.engine.outliers import Outliers
 from fairlead.engine.ownership import Ownership
 from fairlead.engine.present import Present
 from fairlead.engine.reconciler import Reconciler
+from fairlead.engine.saver import Saver
 from fairlead.engine.service_states import ServiceStates
 from fairlead.engine.store import Loss, Store
 from fairlead.engine.views import server_views, service_views
@@ -58,7 +59,6 @@ from fairlead.policy.plan import describe
 
 HOUSEKEEPING_S = 1.0
 FIRST_RESULTS_SLACK_S = 0.5  # beyond the longest probe timeout: when probes of many targets queue up
-SAVE_DELAY_S = 0.2  # verdicts that change together are written together
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Agent:
         self._parts = parts
         self._config_file = config_file
         self._present = Present(configuration, parts.monitor.states, parts.clock, parts.wall_clock)
+        self._saver = Saver(parts.store, self._present.runtime, parts.events)
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._outliers = Outliers(self._present, parts.events, parts.clock, self._decide_anew)
         self._services = ServiceStates(parts.events)
@@ -103,7 +104,6 @@ class Agent:
         )
         self._counters = Counters()
         self._reloading = asyncio.Lock()
-        self._saving: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._adopted = False
@@ -139,7 +139,7 @@ class Agent:
         self._counters = await self._parts.dataplane.counters(brief=True)
         self._tasks.append(asyncio.create_task(self._housekeep(), name="housekeeping"))
         self._ready = True
-        self._save()
+        await self._saver.now()
         how = "adopted the running workers" if self._adopted else "fresh start"
         services = len(self._present.configuration.services)
         self._parts.events.record("started", "fairlead", f"services: {services}, {how}", version=__version__)
@@ -203,9 +203,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._saving is not None:
-            self._saving.cancel()
-            self._save()
+        await self._saver.close()
 
     def probed(self, target: ProbeTarget, result: ProbeResult) -> None:
         """The monitor has a result, which need not change a verdict."""
@@ -235,8 +233,7 @@ class Agent:
         self._present.outdate()
         self._reconciler.wake(thorough=False)
         self._ownership.wake()
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save)
+        self._saver.soon()
 
     def dataplane_changed(self) -> None:
         """The data plane lost or replaced something: look at once."""
@@ -309,17 +306,8 @@ class Agent:
             after = derive.settle(self._present.configuration, runtime, self._parts.clock(), idle)
             if after.departures != runtime.departures:
                 self._present.take(after)
-                self._save()
+                await self._saver.now()
                 self._reconciler.wake(thorough=False)
-
-    def _save(self) -> None:
-        self._saving = None
-        try:
-            self._parts.store.save(self._present.runtime())
-        except OSError as error:
-            self._parts.events.record(
-                "state_not_saved", "runtime directory", f"{error}; run-time states would not survive", level="error"
-            )
 
     def ready(self) -> bool:
         """Whether the data plane was programmed once and the agent is not ending."""
@@ -436,7 +424,7 @@ class Agent:
         if not changes or dry_run:
             return ChangeResult(changes)
         self._present.take(runtime)
-        self._save()
+        await self._saver.now()
         if before is None or AdminState.MAINT in {before.admin, after.admin}:
             await self._probe(self._present.targets(), runtime.health)
         self._parts.events.record("server_changed", key, "; ".join(changes))
@@ -480,7 +468,7 @@ class Agent:
         self._ownership.wake()
         await self._probe(self._present.targets(), runtime.health)
         self._reloaded = (self._parts.wall_clock(), None)
-        self._save()
+        await self._saver.now()
         self._parts.events.record("reloaded", self._config_file or "", f"{len(changes)} changes", digest=new.digest)
         await self._reconcile()
         return ChangeResult(changes)

@@ -99,4 +99,5 @@ class Present:
             status = derived.servers.get(key)
             if status is not None and (key not in known or known[key][0] is not status.health):
                 changed[key] = (status.health, now_at)
-        self._since = known.changed(changed, [key for key in keys if key not in derived.servers])
+        gone = [key for key in keys if key not in derived.servers] if before is not None else ()
+        self._since = known.changed(changed, gone)

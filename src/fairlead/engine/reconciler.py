@@ -85,15 +85,30 @@ class Reconciler:
 
         Unless ``thorough``, what nothing was applied to is taken to be as it was when it was last looked at.
         """
+        failure = await self._looked() if thorough else None
+        return await self._in_turn(thorough=thorough, failure=failure)
+
+    async def _looked(self) -> str | None:
+        """Have everything looked at, for which changes need not wait; why that failed."""
+        self._look = False
+        try:
+            await self._dataplane.look()
+        except DataPlaneError as error:
+            return str(error)
+        return None
+
+    async def _in_turn(self, *, thorough: bool, failure: str | None = None) -> Convergence:
+        """A pass, after those that were begun before; ``failure``: of the look before it."""
         async with self._pass_lock:
             self._changed.clear()
             if thorough:
-                self._look = False
                 self._look_at = self._clock() + VERIFY_INTERVAL_S
             try:
                 await self._pass(thorough=thorough)
             except DataPlaneError as error:
-                self._fail(str(error))
+                failure = str(error)
+            if failure is not None:
+                self._fail(failure)
             return self.convergence
 
     async def run(self) -> None:
@@ -101,7 +116,7 @@ class Reconciler:
         retry_s = FIRST_RETRY_S
         while True:
             _, next_at = self._desired()
-            wait_s = max(0.0, self._due_at() - self._clock())
+            wait_s = 0.0 if self._look else max(0.0, self._due_at() - self._clock())
             if next_at is not None:
                 wait_s = min(wait_s, max(0.0, next_at - self._clock()))
             if self._error is not None:
@@ -112,7 +127,25 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
-            await self.reconcile(thorough=self._look or self._error is not None or self._clock() >= self._due_at())
+            if self._look or self._error is not None or self._clock() >= self._due_at():
+                failure = await self._following(asyncio.create_task(self._looked(), name="look"))
+                await self._in_turn(thorough=True, failure=failure)
+            else:
+                await self._in_turn(thorough=False)
+
+    async def _following(self, look: asyncio.Task[str | None]) -> str | None:
+        """The outcome of a look; what changes meanwhile is acted on."""
+        try:
+            while not look.done():
+                changed = asyncio.create_task(self._changed.wait())
+                await asyncio.wait((look, changed), return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                if not look.done():
+                    await self._in_turn(thorough=False)
+            return look.result()
+        finally:
+            look.cancel()
+            await asyncio.wait((look,))
 
     def _due_at(self) -> float:
         """When everything is looked at again: while changes are being made a little later, for it takes time."""

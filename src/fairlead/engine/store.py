@@ -9,7 +9,7 @@ no flow is left whose drain could matter, and the host's checks begin anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from itertools import zip_longest
@@ -50,28 +50,31 @@ class Store:
         self._boot_id = boot_id
         self._texts: dict[str, tuple[tuple[Mapping[Any, Any], ...], tuple[str, ...]]] = {}  # of what was saved last
 
-    def save(self, runtime: Runtime) -> None:
-        """Write ``runtime``.
+    def texts(self, runtime: Runtime) -> list[str]:
+        """``runtime`` as ``write`` takes it: JSON in many pieces, most of which are those of the last time."""
+        parts = {
+            "format": [str(FORMAT)],
+            "boot_id": [_json(self._boot_id)],
+            "health": self._object("health", runtime.health, lambda it: (_target_id(it[0]), _health(it[1]))),
+            "overrides": self._object("overrides", runtime.overrides, lambda it: (it[0], _override(it[1]))),
+            "drain_since": self._object("drain_since", runtime.drain_since, lambda it: it),
+            "departures": [_json({key: _departure(departure) for key, departure in runtime.departures.items()})],
+            "resting": [_json(sorted(runtime.resting))],
+            "rising": [_json(dict(runtime.rising))],
+            "advice": self._object("advice", runtime.advice, lambda it: (_target_id(it[0]), asdict(it[1]))),
+            "ejections": [_json({key: asdict(ejection) for key, ejection in runtime.ejections.items()})],
+        }
+        return [it for name, pieces in parts.items() for it in (f',"{name}":', *pieces)]
+
+    def write(self, texts: Iterable[str]) -> None:
+        """Write what ``texts`` returned, in any thread.
 
         Raises:
             OSError: The file system refuses it.
         """
-        parts = {
-            "format": str(FORMAT),
-            "boot_id": _json(self._boot_id),
-            "health": self._object("health", runtime.health, lambda it: (_target_id(it[0]), _health(it[1]))),
-            "overrides": self._object("overrides", runtime.overrides, lambda it: (it[0], _override(it[1]))),
-            "drain_since": self._object("drain_since", runtime.drain_since, lambda it: it),
-            "departures": _json({key: _departure(departure) for key, departure in runtime.departures.items()}),
-            "resting": _json(sorted(runtime.resting)),
-            "rising": _json(dict(runtime.rising)),
-            "advice": self._object("advice", runtime.advice, lambda it: (_target_id(it[0]), asdict(it[1]))),
-            "ejections": _json({key: asdict(ejection) for key, ejection in runtime.ejections.items()}),
-        }
-        content = ",".join(f'"{name}":{text}' for name, text in parts.items())
-        replace_file(self._path, f"{{{content}}}".encode())
+        replace_file(self._path, f"{{{''.join(texts)[1:]}}}".encode())
 
-    def _object(self, name: str, entries: Mapping[K, V], plain: Callable[[tuple[K, V]], tuple[str, Any]]) -> str:
+    def _object(self, name: str, entries: Mapping[K, V], plain: Callable[[tuple[K, V]], tuple[str, Any]]) -> list[str]:
         """JSON of a mapping; the text of parts that did not change since the last time is still there."""
         parts = shared(entries).parts
         known, said = self._texts.get(name, ((), ()))
@@ -80,7 +83,8 @@ class Store:
             for part, same, text in zip_longest(parts, known, said)
         ]
         self._texts[name] = (parts, tuple(texts))
-        return f"{{{','.join(filter(None, texts))}}}"
+        filled = [text for text in texts if text]
+        return ["{", *(it for text in filled[:-1] for it in (text, ",")), *filled[-1:], "}"]
 
     def load(self, configuration: Configuration) -> Runtime | Loss | None:
         """What an earlier agent left, as far as ``configuration`` still knows it; None when there is nothing."""

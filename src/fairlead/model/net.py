@@ -25,9 +25,20 @@ class Endpoint:
     address: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        return hash((int(self.address), self.port))  # that of an address is made of its digits in hex
+
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}"
+        host = written(self.address)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def written(address: IPAddress) -> str:
+    """What ``str`` says of an address; a hundred thousand are written at a time, and it takes four times as long."""
+    if isinstance(address, IPv4Address):
+        number = int(address)
+        return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return str(address)
 
 
 def read_endpoint(text: str) -> Endpoint:

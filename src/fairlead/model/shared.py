@@ -79,6 +79,8 @@ class Shared(Mapping[K, V], Generic[K, V]):
 
     def changed(self, puts: Mapping[K, V], deletes: Iterable[K] = ()) -> Shared[K, V]:
         """With these entries put, or taken away; itself when that changes nothing."""
+        if not self._count:
+            return Shared(puts) if puts else self
         parts: list[dict[K, V]] | None = None
         copied: set[int] = set()
         count = self._count

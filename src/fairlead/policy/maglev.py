@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, cycle, islice
 
 from fairlead.policy.flowhash import GAMMA, MASK64, splitmix64
@@ -22,7 +22,6 @@ Permutation = tuple[int, int]  # offset and skip: position j is slot (offset + j
 Claim = tuple[str, int]  # identity and weight of a member
 
 WHOLE = 100  # per cent
-_KEPT_BASES = 32  # of 128 kB each: health changes a table often, its base seldom
 _SHARE_LEVEL = 64  # of the permutations one that reassigning hardly ever gets to
 _FEW_SLOTS = 192  # free slots from which on looking at each is cheaper than walking into taken ones
 _FEW_OF_SMALL = 64  # of a small table as many as one in so many
@@ -34,7 +33,7 @@ def permutation(identity: str, seed: bytes, size: int) -> Permutation:
     return int.from_bytes(digest[:8], "little") % size, int.from_bytes(digest[8:], "little") % (size - 1) + 1
 
 
-def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: int) -> list[int]:
+def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: int) -> array[int]:
     """Fill a table: members take turns to claim the first slot in their order that is still free.
 
     Args:
@@ -45,7 +44,7 @@ def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: in
     Returns:
         For each slot an index into ``permutations``.
     """
-    owner = [-1] * size
+    owner = array("H", bytes(2 * size))
     taken = bytearray(size)
     at = [offset for offset, _ in permutations]  # where each looks next
     skips = [skip for _, skip in permutations]
@@ -70,32 +69,11 @@ def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: in
     return owner
 
 
-def fill(members: Sequence[Claim], shares: Sequence[int], seed: bytes, size: int) -> array[int]:
-    """The table as it is used: the base table with every dead member's slots given to live members.
-
-    Args:
-        members: Identity and weight of every member, in configured order, which all nodes share.
-        shares: Per cent of its slots that each has: 0 for the dead, 100 for the live; at least one above 0.
-        seed: 16 bytes; nodes with the same seed and members build the same table.
-        size: Number of slots, a prime, at least as many as members.
-
-    Returns:
-        For each slot an index into ``members``.
-    """
-    base = _base(tuple(members), seed, size)
-    if min(shares) == WHOLE:
-        return array("H", base)
-    alive = [index for index, share in enumerate(shares) if share]
-    if len(alive) == 1:
-        return array("H", alive) * size
-    return _reassign(base, _kept(base, shares, seed), seed)
-
-
 def _kept(base: array[int], shares: Sequence[int], seed: bytes) -> bytearray:
     """For each slot whether its owner has it for now."""
     if all(share in {0, WHOLE} for share in shares):
         alive = bytes(bool(share) for share in shares)
-        return bytearray(alive[owner] for owner in base)
+        return bytearray(map(alive.__getitem__, base))
     size = len(base)
     scale, shift = next(islice(levels(seed, size), _SHARE_LEVEL, None))
     bounds = [share * size for share in shares]
@@ -105,15 +83,7 @@ def _kept(base: array[int], shares: Sequence[int], seed: bytes) -> bytearray:
     return kept
 
 
-@lru_cache(maxsize=_KEPT_BASES)
-def _base(members: tuple[Claim, ...], seed: bytes, size: int) -> array[int]:
-    permutations = [permutation(identity, seed, size) for identity, _ in members]
-    # One whole period must fit, so that even the lightest member claims a slot.
-    turns = reduced([weight for _, weight in members], size - len(members))
-    return array("H", populate(permutations, turns, size))
-
-
-def _reassign(base: array[int], kept: bytearray, seed: bytes) -> array[int]:
+def reassign(base: array[int], kept: bytearray, seed: bytes) -> array[int]:
     """Give the slots away that their owners do not have, level by level.
 
     A level is a permutation of all slots: slot ``taker`` looks to ``giver``, and gets its owner if that one has it.
@@ -142,9 +112,52 @@ def _reassign(base: array[int], kept: bytearray, seed: bytes) -> array[int]:
     return table
 
 
+def state_of(seed: bytes) -> int:
+    """Where the generator of the levels starts."""
+    return int.from_bytes(seed[:8], "little") ^ int.from_bytes(seed[8:], "little")
+
+
 def levels(seed: bytes, size: int) -> Iterator[Permutation]:
     """Permutations ``slot -> (slot * scale + shift) % size``, without end."""
-    state = int.from_bytes(seed[:8], "little") ^ int.from_bytes(seed[8:], "little")
+    state = state_of(seed)
     for level in count(1):
         chance = splitmix64((state + level * GAMMA) & MASK64)
         yield (chance >> 32) % (size - 1) + 1, (chance & 0xFFFFFFFF) % size
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The two loops of a table: these, or the same in another language."""
+
+    populate: Callable[[Sequence[Permutation], Sequence[int], int], array[int]] = populate
+    reassign: Callable[[array[int], bytearray, bytes], array[int]] = reassign
+
+
+PURE = Filling()
+
+
+def fill(
+    members: Sequence[Claim], shares: Sequence[int], seed: bytes, size: int, filling: Filling = PURE
+) -> array[int]:
+    """The table as it is used: the base table with every dead member's slots given to live members.
+
+    Args:
+        members: Identity and weight of every member, in configured order, which all nodes share.
+        shares: Per cent of its slots that each has: 0 for the dead, 100 for the live; at least one above 0.
+        seed: 16 bytes; nodes with the same seed and members build the same table.
+        size: Number of slots, a prime, at least as many as members.
+        filling: What does the work.
+
+    Returns:
+        For each slot an index into ``members``.
+    """
+    alive = [index for index, share in enumerate(shares) if share]
+    if len(alive) == 1:
+        return array("H", alive) * size
+    permutations = [permutation(identity, seed, size) for identity, _ in members]
+    # One whole period must fit, so that even the lightest member claims a slot.
+    turns = reduced([weight for _, weight in members], size - len(members))
+    base = filling.populate(permutations, turns, size)
+    if min(shares) == WHOLE:
+        return base
+    return filling.reassign(base, _kept(base, shares, seed), seed)

@@ -39,6 +39,7 @@ from fairlead.model.state import (
 
 T = TypeVar("T")
 
+_NONE: frozenset[str] = frozenset()
 _NOTHING = ForwardingState()
 _FATES = {
     FlowTreatment.KEEP: "",
@@ -63,8 +64,9 @@ def plan(
     servers = _unlike(desired.servers, observed.servers, one.servers, other.servers)
     services = _unlike(desired.services, observed.services, one.services, other.services)
     tables = _moved(desired.tables, observed.tables, one.tables, other.tables)
-    changed = [desired.servers[key] for key in sorted(servers) if key in desired.servers]
-    changing = frozenset(spec.key for spec in changed if spec.key in observed.servers)
+    wanted = desired.servers
+    changed = [spec for key in sorted(servers) if (spec := wanted.get(key)) is not None]
+    changing = frozenset(spec.key for spec in changed if spec.key in observed.servers) if observed.servers else _NONE
     late_keys = changing - _live_among(desired, changing)
     late = [spec for spec in changed if spec.key in late_keys]
     ops: list[Op] = [PutServer(spec) for spec in changed if spec.key not in late_keys]
@@ -81,7 +83,8 @@ def plan(
     ops += (DeleteService(name) for name in sorted(services) if name not in desired.services)
     ops += (PutServer(spec) for spec in late)
     ops += (DeleteTable(it) for it in sorted(tables) if it in observed.tables and it not in desired.tables)
-    ops += (DeleteServer(key) for key in sorted(servers) if key not in desired.servers)
+    if len(changed) < len(servers):
+        ops += (DeleteServer(key) for key in sorted(servers) if key not in desired.servers)
     return Plan(tuple(ops))
 
 

@@ -334,8 +334,9 @@ def _inherited(old: Configuration, new: Configuration, runtime: Runtime) -> dict
     """Verdicts for monitors that did not exist before, of servers that did.
 
     Otherwise a changed interval would take every server down until its next probe. Where servers that share a new
-    target disagree, down wins.
+    target disagree, down wins; what was probed before, though not to an end, has its own verdict to come.
     """
+    asked = {target_key(server, monitor) for _, pool, server in keyed_servers(old) for monitor in pool.monitors}
     before = {(pool.name, server.endpoint): (key, pool, server) for key, pool, server in keyed_servers(old)}
     found: dict[ProbeTarget, HealthState] = {}
     for _, pool, server in keyed_servers(new):
@@ -345,7 +346,7 @@ def _inherited(old: Configuration, new: Configuration, runtime: Runtime) -> dict
             continue
         for monitor in pool.monitors:
             target = target_key(server, monitor)
-            if target not in found or found[target].verdict is Verdict.UP:
+            if target not in asked and (target not in found or found[target].verdict is Verdict.UP):
                 found[target] = state
     return found
 

@@ -102,8 +102,12 @@ def digest(spec: TableSpec) -> str:
     return text.hexdigest()
 
 
-def build(spec: TableSpec) -> array[int]:
+def build(spec: TableSpec, filling: maglev.Filling = maglev.PURE) -> array[int]:
     """The slots of a table, as indexes into ``spec.members``; only live members are named.
+
+    Args:
+        spec: The recipe.
+        filling: What fills a Maglev table.
 
     Raises:
         ContractViolation: No member lives, or there are more members than indexes or slots.
@@ -116,7 +120,7 @@ def build(spec: TableSpec) -> array[int]:
         raise ContractViolation(f"{len(live)} members do not fit a table of {spec.size} slots (at most {MAX_MEMBERS})")
     if is_maglev:
         shares = [it.share if it.key in spec.live else 0 for it in spec.members]
-        return maglev.fill([(it.identity, it.weight) for it in spec.members], shares, spec.seed, spec.size)
+        return maglev.fill([(it.identity, it.weight) for it in spec.members], shares, spec.seed, spec.size, filling)
     order = [index for index, lives in enumerate(live) if lives]
     if spec.scheduler is Scheduler.WRR:
         turns = reduced([spec.members[index].weight for index in order], MAX_PERIOD)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import kernel, pins, records
+from fairlead.dataplane.xdp import abi, kernel, pins, records
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.libbpf.hooks import XDP_GENERIC, XDP_NATIVE, Link, attached_program
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
@@ -95,6 +95,26 @@ async def test_it_attaches_where_the_vip_and_the_servers_are_and_takes_all_away_
     await made.stop(drain_s=0)
     assert not attached_program(index())
     assert not pins.namespace_root().exists()
+
+
+async def test_what_moves_to_another_interface_is_found_there() -> None:
+    for name, address in (("eth1", "10.1.0.254/24"), ("eth2", "198.51.100.10/24")):
+        ip("link", "add", name, "type", "veth", "peer", "name", f"far-{name}")
+        for end in (name, f"far-{name}"):
+            ip("link", "set", end, "up")
+        ip("addr", "add", address, "dev", name)
+    async with opened_plane() as made:
+        await bring(made, state())
+        assert not attached_program(index("eth1"))
+        goal = state()
+        key = next(iter(goal.servers))
+        moved = replace(goal, servers={**goal.servers, key: server_spec(key, "10.1.0.1:8080")})
+        await bring(made, moved)
+        assert attached_program(index("eth1")), "where one of the servers is now"
+        assert not attached_program(index("eth2"))
+        away = listener("web", "198.51.100.10:80")
+        await bring(made, replace(moved, listeners=moved.listeners | {away}))
+        assert attached_program(index("eth2")), "where another VIP is"
 
 
 async def test_an_agent_that_dies_leaves_all_to_the_next() -> None:
@@ -227,17 +247,24 @@ async def test_an_interface_that_is_not_there_yet_is_told_and_gets_the_program(m
 # Drift (F48)
 
 
-@pytest.mark.parametrize("name", ["servers", "services", "listeners4", "ranges", "replies4", "vips", "access", "slots"])
+@pytest.mark.parametrize(
+    "name", ["servers", "services", "listeners4", "ranges", "replies4", "vips", "access", "slots", "near"]
+)
 async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
     goal = state(allowed=(AddressRange(0xFFFF_0A00_0000, 0xFFFF_0AFF_FFFF),), at=(VIP, "192.0.2.10:1000-2000"))
     async with opened_plane() as made:
         await bring(made, goal)
+        await made.observe()  # everything is right now
         spoiled = map_of(made, name)
         if name == "slots":
             (table,) = made._held.tables.values()
             block = made._in.slots(table.base, table.units)
             made._in._write_slots(table.base, bytes(len(block)))
+        elif name == "near":
+            place = abi.near_index(abi.packed(ip_address("192.0.2.10")))
+            block = made._in._memory["near"][place : place + 1]
+            made._in._memory["near"][place] = 0
         elif name in ("servers", "services"):
             block = spoiled.first_rows(2)
             spoiled.put(records.u32(1), bytes(spoiled.value_size))
@@ -251,10 +278,32 @@ async def test_what_something_else_changed_is_put_right(name: str, monkeypatch: 
         if name == "slots":
             (table,) = made._held.tables.values()
             assert made._in.slots(table.base, table.units) == block
+        elif name == "near":
+            assert made._in._memory["near"][place : place + 1] == block != bytes(1)
         elif name in ("servers", "services"):
             assert spoiled.first_rows(2) == block
         else:
             assert sorted(spoiled.items()) == entries
+
+
+async def test_changes_during_a_look_do_not_wait_for_it_and_nothing_of_them_is_drift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("SCAN_S", 0.0), ("SLICE_S", 0.0), ("PAUSE_S", 0.002)):  # one part at a time
+        monkeypatch.setattr(f"fairlead.dataplane.xdp.driver.{name}", value)
+    async with opened_plane() as made:
+        goal, turns = state(), 0
+        await bring(made, goal)
+        looking = asyncio.create_task(made.look())
+        while not looking.done():
+            turns += 1
+            goal = state(dead=frozenset(("10.0.0.1:8080",) if turns % 2 else ()), count=3 + turns % 3)
+            await made.apply(plan(goal, await made.observe(thorough=False)))
+            assert same(await made.observe(thorough=False), goal)
+            await asyncio.sleep(0)
+        await looking
+        assert turns > 5
+        assert same(await made.observe(), goal)
 
 
 async def test_drift_of_something_with_a_name_is_observed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,44 @@ def test_f48_everything_is_looked_at_within_ten_seconds_of_changes_without_end()
     run_virtually(run())
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_change_does_not_wait_for_a_look_at_everything(by_hand: bool) -> None:
+    async def run() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.reconciler.wake()
+            await asyncio.sleep(0.1)
+            bench.plane.look_s = 3.0
+            bench.reconciler.wake()
+            await asyncio.sleep(0.1)
+            bench.wanted = state("10.0.0.1:80", "10.0.0.2:80")
+            if by_hand:
+                await bench.reconciler.reconcile(thorough=False)
+            else:
+                bench.reconciler.wake(thorough=False)
+                await asyncio.sleep(0.1)
+            assert bench.plane.state == bench.wanted
+            assert bench.plane.looks.count(True) == 1
+            await asyncio.sleep(3.0)
+            assert bench.plane.looks.count(True) == 2
+
+    run_virtually(run())
+
+
+def test_a_look_that_is_asked_for_during_another_one_is_taken_after_it() -> None:
+    async def run() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.plane.look_s = 1.0
+            bench.reconciler.wake()
+            await asyncio.sleep(0.1)
+            bench.reconciler.wake()
+            await asyncio.sleep(2.1)
+            assert bench.plane.looks.count(True) == 2
+
+    run_virtually(run())
+
+
 def test_it_acts_at_the_moment_the_decision_changes_by_itself() -> None:
     async def run() -> None:
         bench = Bench()

@@ -45,7 +45,7 @@ def happened(known: Configuration) -> Runtime:
 
 def test_all_of_it_comes_back(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
     store = Store(tmp_path / "state.json", BOOT)
-    store.save(happened)
+    store.write(store.texts(happened))
     assert store.load(known) == happened
 
 
@@ -56,9 +56,9 @@ def test_what_changed_since_it_was_saved_comes_back_too(tmp_path: Path, known: C
         for key in keys[::7]:
             override = Override(wish, None, AdminState.READY, 1)
             runtime = replace(runtime, overrides=shared(runtime.overrides).changed({key: override}))
-        store.save(runtime)
+        store.write(store.texts(runtime))
         assert store.load(known) == runtime
-    store.save(replace(runtime, overrides=shared(runtime.overrides).changed({}, keys[::14])))
+    store.write(store.texts(replace(runtime, overrides=shared(runtime.overrides).changed({}, keys[::14]))))
     found = store.load(known)
     assert isinstance(found, Runtime)
     assert found.overrides.keys() == set(keys[::7]) - set(keys[::14])
@@ -69,13 +69,14 @@ def test_nothing_there_is_no_loss(tmp_path: Path, known: Configuration) -> None:
 
 
 def test_after_a_boot_only_the_operators_wishes_hold(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
-    Store(tmp_path / "state.json", BOOT).save(happened)
+    store = Store(tmp_path / "state.json", BOOT)
+    store.write(store.texts(happened))
     assert Store(tmp_path / "state.json", "other").load(known) == Runtime(overrides=happened.overrides)
 
 
 def test_f41_a_verdict_holds_only_for_the_same_check(tmp_path: Path, known: Configuration, happened: Runtime) -> None:
     store = Store(tmp_path / "state.json", BOOT)
-    store.save(happened)
+    store.write(store.texts(happened))
     web = known.pools["web"]
     stricter = replace(web, monitors=(replace(TCP_MONITOR, timeout_s=0.1),))
     found = store.load(replace(known, pools={"web": stricter}))

@@ -222,6 +222,11 @@ class TestHealth:
             target("10.0.0.1:80"): HealthState(Verdict.UP, 0, False, None, "no probe has finished yet")
         }
 
+    def test_a_target_that_is_probed_already_is_not_taken_to_be_alive_for_another_pool(self) -> None:
+        api = pool(server("10.0.0.1:80"), name="api", monitors=(TCP_MONITOR,))
+        old, new = configuration(pool(A), api), configuration(pool(A, monitors=(TCP_MONITOR,)), api)
+        assert rt.transition(old, new, Runtime(), 5.0).health == {}
+
     def test_a_second_monitor_inherits_and_the_first_keeps_its_state(self) -> None:
         known = Runtime(health={target("10.0.0.1:80"): UP})
         after = rt.transition(web(A, monitors=(TCP_MONITOR,)), web(A, monitors=(TCP_MONITOR, SLOWER)), known, 5.0)

@@ -58,18 +58,21 @@ class Builds:
 
     Attributes:
         part: The model.
-        before: Turns a shorthand into the mapping it stands for.
+        short: Makes a noun of the text that is short for a part.
         build: Turns a valid part into a noun.
     """
 
     part: type[Part]
-    before: Callable[[object], object]
+    short: Callable[[str], object]
     build: Callable[[Any], object]
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of ``part`` between the two functions."""
-        inner = core_schema.no_info_before_validator_function(self.before, handler.generate_schema(self.part))
-        return core_schema.no_info_after_validator_function(self.build, inner)
+        """The schema of ``part`` for what is no text; most are, and need no part."""
+
+        def validate(value: object, inner: core_schema.ValidatorFunctionWrapHandler) -> object:
+            return self.short(value) if isinstance(value, str) else self.build(inner(value))
+
+        return core_schema.no_info_wrap_validator_function(validate, handler.generate_schema(self.part))
 
 
 OneOrMany = Annotated[list[T], BeforeValidator(one_or_many)]

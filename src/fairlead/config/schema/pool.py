@@ -16,6 +16,7 @@ from fairlead.config.forms import (
     duration,
     integer,
     nullable,
+    parse_endpoint,
 )
 from fairlead.config.schema.base import Builds, Part, key, limited, required, unless_word
 from fairlead.config.schema.health import Health, Tcp
@@ -75,8 +76,9 @@ class Agent(Part):
     timeout: Annotated[float, duration(0.001, 600)] = key(1.0, "For one answer.")
 
 
-def _server(value: object) -> object:
-    return {"address": value} if isinstance(value, str) else value
+def _short_server(text: str) -> RealServer:
+    endpoint = parse_endpoint(text)
+    return RealServer(endpoint_name(endpoint), endpoint)
 
 
 def _real_server(server: Server) -> RealServer:
@@ -102,7 +104,7 @@ def default_health() -> tuple[Any, ...]:
 
 
 Servers = Annotated[
-    list[Annotated[RealServer, Builds(Server, _server, _real_server)]],
+    list[Annotated[RealServer, Builds(Server, _short_server, _real_server)]],
     limited(MAX_SERVERS_PER_POOL, "servers"),
 ]
 

@@ -145,6 +145,9 @@ class ProxyDataPlane:
             await asyncio.gather(*(worker.quit(QUIT_WAIT_S) for worker in started))
             raise DataPlaneError(str(error)) from error
 
+    async def look(self) -> None:
+        """Workers answer fast."""
+
     async def observe(self, *, thorough: bool = True) -> ObservedState:  # noqa: ARG002 - workers answer fast
         """What all workers hold; what some of them hold beyond that, and nobody asked for again, is removed.
 

@@ -35,6 +35,7 @@ WAY_MARK, WAY_MARKS = 0x464C0000, 0xFFFF0000
 ANY_PORT_BITS, RANGE_BITS, ACCESS_LIST_BITS = 144, 160, 32
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED_BITS = 0xFFFF << 32
 NOWHERE = bytes(16)
 
 
@@ -131,17 +132,23 @@ class Counter(IntEnum):
 
 def packed(address: IPAddress) -> bytes:
     """An address as the maps hold it: 16 bytes."""
-    return _MAPPED + address.packed if address.version == 4 else address.packed
+    number = int(address)  # quicker than to ask for its bytes
+    return (number | _MAPPED_BITS if isinstance(address, IPv4Address) else number).to_bytes(16, "big")
 
 
 def unpacked(raw: bytes) -> IPAddress:
     """The address that ``packed`` made ``raw`` of."""
-    return IPv4Address(raw[12:]) if raw[:12] == _MAPPED else IPv6Address(raw)
+    return IPv4Address(raw[12:]) if is_v4(raw) else IPv6Address(raw)
+
+
+def is_v4(address: bytes) -> bool:
+    """Whether a packed address is one of IPv4."""
+    return address[:12] == _MAPPED
 
 
 def near_index(address: bytes) -> int:
     """The byte of the address filter (map ``near``) that stands for a packed address."""
-    if address[:12] == _MAPPED:
+    if is_v4(address):
         folded = int.from_bytes(address[12:], "little")
     else:
         a, b, c, d = struct.unpack("<4I", address)

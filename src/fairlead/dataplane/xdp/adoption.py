@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an earlier agent left, understood by its notes; and what in the kernel is not as it was written."""
+"""What an earlier agent left, understood by its notes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fairlead.dataplane.xdp import abi, records
-from fairlead.dataplane.xdp.holdings import Holdings, ServiceHeld, TableHeld, reply_entry
+from fairlead.dataplane.xdp.held import ServiceHeld, TableHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.installation import Installation
 from fairlead.dataplane.xdp.notes import read_note
 from fairlead.dataplane.xdp.records import u32
+from fairlead.dataplane.xdp.replies import reply_entry
 from fairlead.model.net import IPAddress
 
 
@@ -20,11 +22,11 @@ def adopt(installation: Installation, clock: Callable[[], float]) -> None:
     held, maps = installation.held, installation.kernel.maps
     for name, mirror in held.mirrors.items():
         if not mirror.array:
-            mirror.content.update(maps[name].items())
+            mirror.adopt(maps[name].items())
     raw = maps["settings"].get(u32(0)) or b""
     held.settings = abi.Settings.unpack(raw)
     held.snat = _snat(raw, held.settings)
-    held.mirrors["settings"].content[u32(0)] = raw
+    held.mirrors["settings"].adopt([(u32(0), raw)])
     _adopt_servers(held)
     _adopt_tables(installation)
     lists = _adopt_services(held)
@@ -133,7 +135,7 @@ def _adopt_replies(held: Holdings, clock: Callable[[], float]) -> None:
             key, entry = reply_entry(name, raw_key, raw, clock() + longest)
             if entry.server in held.servers_by_id:
                 held.replies.adopt(key, entry)
-                held.mark(abi.unpacked(key.address), abi.NEAR_SERVER, on=True)
+                held.mark(key.address, abi.NEAR_SERVER)
             else:
                 held.mirrors[name].delete(raw_key)
     held.replies.touched.clear()
@@ -151,34 +153,3 @@ def _snat(raw: bytes, settings: abi.Settings) -> tuple[IPAddress, ...]:
     start = abi.Settings.LAYOUT.size
     count = settings.snat4 + settings.snat6
     return tuple(abi.unpacked(raw[start + 16 * n : start + 16 * (n + 1)]) for n in range(count))
-
-
-def damage(installation: Installation) -> set[object]:
-    """Nouns that the kernel does not hold as they were written; entries without a name are put right at once.
-
-    A server is known by its key, a table by its digest, a service by ``("service", name)``, a listener by itself.
-    """
-    held = installation.held
-    found: set[object] = set()
-    for name, mirror in held.mirrors.items():
-        drift = mirror.drift()
-        if not drift:
-            continue
-        wrong = drift.other | drift.missing
-        if name == "servers":
-            keys = (held.servers_by_id[int.from_bytes(key, "little")].spec.key for key in wrong)
-            found.update(key for key in keys if key in held.servers)
-        elif name == "services":
-            numbers = (held.services_by_id[int.from_bytes(key, "little")] for key in wrong)
-            found.update(("service", it.spec.name) for it in numbers)
-        elif name in ("listeners4", "listeners6", "ranges"):
-            taken = {(where, key): it for it in held.listeners for where, key in records.listener_keys(it)}
-            found.update(taken[name, key] for key in wrong if (name, key) in taken)
-        for key in wrong:
-            mirror.put(key, mirror.content[key])
-        if mirror.kernel is not None:
-            mirror.kernel.delete_many(drift.extra)
-    for digest, table in held.tables.items():
-        if records.block_digest(installation.slots(table.base, table.units)) != table.check:
-            found.add(digest)
-    return found

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from fairlead.dataplane.xdp import abi, flows, records
-from fairlead.dataplane.xdp.holdings import Holdings, ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.layout import Layout, Record
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions

@@ -2,7 +2,8 @@
 """The driver: DataPlane on top of the XDP program's maps.
 
 Invariants: one lock orders all changes and observations, which run in a thread; nothing is loaded before something is
-to be held; what is written in a run of Ops of one kind is flushed before the next kind, so that every cut works.
+to be held; what is written in a run of Ops of one kind is flushed before the next kind, so that every cut works (a run
+of servers and their tables is flushed in that order).
 """
 
 from __future__ import annotations
@@ -10,33 +11,31 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TypeVar
 
 from fairlead.dataplane.base import Counters, Explanation, FlowFilter
-from fairlead.dataplane.xdp import abi, adoption, flows, records
+from fairlead.dataplane.threads import to_its_end
+from fairlead.dataplane.xdp import adoption, reading, records
 from fairlead.dataplane.xdp.explain import Explainer
-from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation
+from fairlead.dataplane.xdp.look import look
 from fairlead.dataplane.xdp.programs import Programs
-from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.room import Needs
-from fairlead.dataplane.xdp.rows import ServerRows, ServiceRows, Traffic
+from fairlead.dataplane.xdp.shown import Shown, without
 from fairlead.dataplane.xdp.ways import Ways
 from fairlead.errors import DataPlaneError, FairleadError, UnsupportedFeature
 from fairlead.model.health import Way
 from fairlead.model.net import FlowQuestion
-from fairlead.model.shared import Shared, shared
 from fairlead.model.state import (
     CloseListener,
     DeleteServer,
     DeleteService,
     DeleteTable,
-    ForwardingState,
     ObservedState,
     Op,
     OpenListener,
@@ -46,7 +45,7 @@ from fairlead.model.state import (
     PutTable,
     TableSpec,
 )
-from fairlead.model.views import FlowPage, FlowView
+from fairlead.model.views import FlowPage
 from fairlead.model.vip import Vip
 from fairlead.model.xdp import XdpSettings
 from fairlead.policy.plan import describe
@@ -55,11 +54,10 @@ SMALL = 64  # Ops
 FEW = 8  # Ops
 SMALL_TABLE = 4096  # slots
 SCAN_S = 2.5  # a whole read-back costs time in proportion to what is held
+SLICE_S = 0.001  # of it, for which a change waits
+PAUSE_S = 0.01  # until the next one
+NOTES_EVERY = 6  # looks; what is noted does not matter before the agent ends
 RELEASE_S = 5.0
-T = TypeVar("T")
-_OF_SERVERS = PutServer | DeleteServer
-_OF_TABLES = PutTable | DeleteTable
-_OF_SERVICES = PutService | DeleteService
 Slots = Callable[[TableSpec], "array[int]"]
 
 
@@ -88,13 +86,14 @@ class XdpDataPlane:
         self._build_table = build_table
         self._clock = clock
         self._lock = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looks = 0
         self._host = Host(settings, on_event)
         self._in = Installation(settings, programs, self._host, on_event, root)
         self._ways = Ways(programs.ways, self._host, on_event)
         self._ways_at = 0.0
         self._specs: dict[str, TableSpec] = {}
-        self._written = _nothing()  # what the holdings were when last looked at
-        self._touched: list[Op] = []  # since then
+        self._shown = Shown()
         self._damaged: set[object] = set()  # nouns that the kernel does not hold as they were written
         self._trouble: str | None = None
         self._scan_at = 0.0
@@ -111,7 +110,7 @@ class XdpDataPlane:
     async def set_ways(self, ways: frozenset[Way]) -> None:
         """Let probes take these ways."""
         async with self._lock:
-            await self._thread(lambda: self._ways.set(ways))
+            await to_its_end(lambda: self._ways.set(ways))
 
     def mark_of(self, way: Way) -> int:
         """What packets bear that take this way; raises UnsupportedFeature when they cannot."""
@@ -128,19 +127,13 @@ class XdpDataPlane:
             FairleadError: The host cannot do it any more.
         """
         async with self._lock:
-            await self._thread(self._adopt)
+            await to_its_end(self._adopt)
 
     def _adopt(self) -> None:
         if self._in.adopt():
             adoption.adopt(self._in, self._clock)
-            self._damaged = adoption.damage(self._in)
-            held = self._held
-            self._written = ForwardingState(
-                Shared({key: it.spec for key, it in held.servers.items()}),
-                Shared({digest: self._specs.get(digest) for digest in held.tables}),
-                Shared({name: it.spec for name, it in held.services.items()}),
-                frozenset(held.listeners),
-            )
+            deque(look(self._in, self._damaged, notes=True), maxlen=0)
+            self._shown.touch_all(self._held)
 
     @property
     def is_empty(self) -> bool:
@@ -149,64 +142,55 @@ class XdpDataPlane:
 
     async def observe(self, *, thorough: bool = True) -> ObservedState:
         """What the maps hold; what differs from what was written is left out, so that it is written again."""
-        async with self._lock:
-            if not thorough:  # what was written is known, and no reason to go to a thread
-                return self._without_damage()
-            return await self._thread(self._observe)
+        if thorough:
+            await self._look(0.0)
+        async with self._lock:  # what was written is known, and no reason to go to a thread
+            return self._without_damage()
 
-    def _observe(self) -> ObservedState:
+    async def look(self) -> None:
+        """Compare with the kernel in small parts, between which changes have their turn.
+
+        What was looked at a moment ago is not looked at again.
+        """
+        await self._look(PAUSE_S)
+
+    async def _look(self, pause_s: float) -> None:
+        async with self._looking:
+            async with self._lock:
+                due = await to_its_end(self._begin)
+            if not due:
+                return
+            self._looks += 1
+            notes = self._looks % NOTES_EVERY == 0
+            parts = chain(look(self._in, self._damaged, notes=notes), self._in.seek())
+            while not await self._advance(parts):  # noqa: ASYNC110  # it is not waited for anything
+                await asyncio.sleep(pause_s)
+            async with self._lock:
+                await to_its_end(self._end)
+
+    def _begin(self) -> bool:
+        """What cannot wait; whether it is time to look at everything."""
         held = self._held
         if self._clock() >= self._ways_at:
             self._ways.look_after()
             self._ways_at = self._clock() + SCAN_S
-        if self._in.running:
-            held.later()
-            held.flush()
-            if self._clock() >= self._scan_at:
-                self._look_around()
-                self._scan_at = self._clock() + SCAN_S
-        return self._without_damage()
+        if not self._in.running:
+            return False
+        held.later()
+        held.flush()
+        self._in.locate()
+        return self._clock() >= self._scan_at
 
-    def _without_damage(self) -> ObservedState:
-        held, state, gone = self._held, self._present(), self._damaged
-        if self._in.unattached is not None:
-            gone = gone | held.listeners.keys()
-        if not gone:
-            return state
-        return ForwardingState(
-            shared(state.servers).changed({}, [key for key in held.servers if key in gone]),
-            shared(state.tables).changed({}, [digest for digest in held.tables if digest in gone]),
-            shared(state.services).changed({}, [name for name in held.services if ("service", name) in gone]),
-            frozenset(it for it in held.listeners if it not in gone),
-        )
+    async def _advance(self, parts: Iterator[None]) -> bool:
+        """Look at some parts, for less than the way to a thread and back would cost; whether these were the last."""
+        async with self._lock:
+            until = self._clock() + SLICE_S
+            return not self._in.running or all(self._clock() < until for _ in parts)
 
-    def _present(self) -> ForwardingState:
-        """What is held, as the same objects where nothing has touched it."""
-        held, was, ops = self._held, self._written, self._touched
-        if ops:
-            servers = {
-                op.spec.key if isinstance(op, PutServer) else op.key for op in ops if isinstance(op, _OF_SERVERS)
-            }
-            tables = {op.digest for op in ops if isinstance(op, _OF_TABLES)}
-            services = {
-                op.spec.name if isinstance(op, PutService) else op.name for op in ops if isinstance(op, _OF_SERVICES)
-            }
-            moved = any(isinstance(op, OpenListener | CloseListener) for op in ops)
-            self._written = ForwardingState(
-                _renewed(was.servers, {key: it.spec for key in servers if (it := held.servers.get(key))}, servers),
-                _renewed(was.tables, {it: self._specs.get(it) for it in tables if it in held.tables}, tables),
-                _renewed(
-                    was.services, {it: found.spec for it in services if (found := held.services.get(it))}, services
-                ),
-                frozenset(held.listeners) if moved else was.listeners,
-            )
-            self._touched = []
-        return self._written
-
-    def _look_around(self) -> None:
-        """Compare with the kernel, put right what has no name, look after interfaces and ids."""
-        self._damaged |= adoption.damage(self._in)
-        if self._in.look_after_interfaces(self._needs(())):
+    def _end(self) -> None:
+        if not self._in.running:
+            return
+        if self._in.look_after_interfaces():
             self._damaged |= self._held.listeners.keys()  # nothing came by them until now
         self._in.settler.step(self._held, self._clock())
         self._held.flush()
@@ -215,6 +199,13 @@ class XdpDataPlane:
             live = self._in.census.count(fresh=True)
             if self._held.release(live.servers, live.services):
                 self._held.flush()
+        self._scan_at = self._clock() + SCAN_S
+
+    def _without_damage(self) -> ObservedState:
+        held, gone = self._held, self._damaged
+        if self._in.unattached is not None:
+            gone = gone | held.listeners.keys()
+        return without(self._shown.present(held, self._specs), held, gone)
 
     def trouble(self) -> str | None:
         """An interface has lost the program, or the kernel does not forward."""
@@ -237,7 +228,7 @@ class XdpDataPlane:
             if self._is_quick(plan):
                 self._apply(plan, slots)
             else:
-                await self._thread(lambda: self._apply(plan, slots))
+                await to_its_end(lambda: self._apply(plan, slots))
 
     def _is_quick(self, plan: Plan) -> bool:
         """Whether it takes less than the way to a thread and back: few entries of maps, no question to netlink."""
@@ -274,7 +265,7 @@ class XdpDataPlane:
         puts = [op for op in plan.ops if isinstance(op, PutServer | PutTable | PutService | OpenListener)]
         if not self._in.running and not puts:
             return
-        self._touched += plan.ops
+        self._shown.touch(plan.ops)
         servers = len(self._held.servers_by_id)
         try:
             if not self._has_room(puts):
@@ -282,13 +273,13 @@ class XdpDataPlane:
         except (UnsupportedFeature, DataPlaneError) as error:
             raise DataPlaneError(str(error), puts[0] if puts else plan.ops[0]) from error
         try:
-            for _, run in groupby(plan.ops, key=type):
+            for _, run in groupby(plan.ops, key=_kind):
                 self._run(tuple(run), slots)
         finally:
             self._in.finish()
             moved = any(isinstance(op, OpenListener | CloseListener) for op in plan.ops)
             if moved or len(self._held.servers_by_id) > servers:
-                self._in.look_after_interfaces(self._needs(()))
+                self._in.look_after_interfaces()
         if self._in.unattached is not None:
             opened = [op for op in plan.ops if isinstance(op, OpenListener)]
             raise DataPlaneError(self._in.unattached, opened[-1] if opened else plan.ops[-1])
@@ -309,6 +300,7 @@ class XdpDataPlane:
         )
 
     def _run(self, ops: Sequence[Op], slots: dict[str, array[int]]) -> None:
+        """Do Ops of one kind, or servers and the tables that name them."""
         held = self._held
         op = ops[0]
         try:
@@ -369,23 +361,7 @@ class XdpDataPlane:
         if not self._in.running:
             return Counters()
         async with self._lock:
-            return await self._thread(lambda: self._counters(brief=brief))
-
-    def _counters(self, *, brief: bool) -> Counters:
-        if not self._in.running:
-            return Counters()
-        held, maps = self._held, self._in.kernel.maps
-        raw = maps["cpus"].get(u32(0))
-        packets = abi.sum_counters(raw) if raw is not None else {}
-        fates = {counter.name.lower(): n for counter, n in packets.items()}
-        if brief:  # flows are not counted, and 100,000 rows not read, every second for nobody
-            return Counters(packets=fates)
-        live = self._in.census.count()
-        by_server = Traffic(maps["server_traffic"].first_rows(max(held.servers_by_id, default=0) + 1))
-        by_service = Traffic(maps["service_traffic"].first_rows(max(held.services_by_id, default=0) + 1))
-        servers = ServerRows(held.same_key, by_server, live.servers)
-        services = ServiceRows(held.services, by_service, live.services)
-        return Counters(servers, services, packets=fates)
+            return await to_its_end(lambda: reading.counters(self._in, brief=brief))
 
     async def flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
         """Flows of the table, IPv4 first.
@@ -394,118 +370,56 @@ class XdpDataPlane:
             DataPlaneError: The cursor is none of ours.
         """
         async with self._lock:
-            return await self._thread(lambda: self._flows(which, cursor, limit))
-
-    def _flows(self, which: FlowFilter, cursor: str | None, limit: int) -> FlowPage:
-        if cursor is not None and not cursor.isdecimal():
-            raise DataPlaneError(f"{cursor!r} is not a cursor of a list of connections; start again without one")
-        if not self._in.running:
-            return FlowPage((), None)
-        held, now = self._held, self._in.census.jiffies()
-        services = {it.number for it in held.services_by_id.values() if which.service in {None, it.spec.name}}
-        servers = {it.number for it in held.servers_by_id.values() if which.server in {None, it.spec.key}}
-
-        def wanted(entry: abi.Flow4) -> bool:
-            return entry.service in services and entry.server in servers and self._lives(entry, now)
-
-        found, after = flows.page(self._in.flow_table, cursor, limit, wanted)
-        return FlowPage(tuple(self._view(it, now) for it in found), after)
-
-    def _lives(self, entry: abi.Flow4, now: int) -> bool:
-        service = self._held.services_by_id.get(entry.service)
-        server = self._held.servers_by_id.get(entry.server)
-        if service is None or server is None or server.generation != entry.generation:
-            return False
-        limits = records.timeouts(service.spec, self._in.hertz)
-        limit = int.from_bytes(limits[entry.state * 4 : entry.state * 4 + 4], "little")
-        return _age(now, entry.seen) <= limit
-
-    def _view(self, found: Found, now: int) -> FlowView:
-        held, hertz, entry = self._held, self._in.hertz, found.entry
-        return FlowView(
-            service=held.services_by_id[entry.service].spec.name,
-            server=held.servers_by_id[entry.server].spec.key,
-            client=_endpoint(entry.src, entry.sport),
-            vip=_endpoint(entry.dst, entry.dport),
-            state=flows.STATES[abi.State(entry.state)],
-            age_s=round(_age(now, found.details.born) / hertz, 3),
-            idle_s=round(max(0, _age(now, entry.seen)) / hertz, 3),
-            bytes_in=found.details.octets,
-            bytes_out=0,
-            worker=-1,
-        )
+            return await to_its_end(lambda: reading.listed(self._in, which, cursor, limit))
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
         """From the maps, as the program reads them; None when no service of this data plane is there."""
         if not self._in.running:
             return None
         async with self._lock:
-            return await self._thread(lambda: Explainer(self._in, self._specs).explain(question))
+            return await to_its_end(lambda: Explainer(self._in, self._specs).explain(question))
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no new flows, wait for the others, reset the rest, and leave nothing in the kernel."""
         if self._in.running:
             await self._drain(drain_s)
         async with self._lock:
-            await self._thread(self._remove)
+            await to_its_end(self._remove)
 
     def _remove(self) -> None:
         self._ways.remove()
         self._in.remove()
-        self._written, self._touched = _nothing(), []
+        self._shown = Shown()
 
     async def _drain(self, drain_s: float) -> None:
         async with self._lock:
-            await self._thread(self._close_all)
+            await to_its_end(self._close_all)
         deadline = self._clock() + drain_s
         while self._clock() < deadline:
             async with self._lock:
-                live = await self._thread(lambda: self._in.census.count(fresh=True))
+                live = await to_its_end(lambda: self._in.census.count(fresh=True))
             if not live.services:
                 return
             await asyncio.sleep(min(0.5, max(0.0, deadline - self._clock())))
 
     def _close_all(self) -> None:
-        for listener in list(self._held.listeners):
-            self._touched.append(CloseListener(listener))
-            self._held.close(listener)
+        ops = [CloseListener(listener) for listener in self._held.listeners]
+        self._shown.touch(ops)
+        for op in ops:
+            self._held.close(op.listener)
         self._held.flush()
 
     async def detach(self) -> None:
         """Let go; packets are forwarded as before."""
         async with self._lock:
-            await self._thread(self._let_go)
+            await to_its_end(self._let_go)
 
     def _let_go(self) -> None:
         self._ways.let_go()
         self._in.let_go()
-        self._written, self._touched = _nothing(), []
-
-    async def _thread(self, work: Callable[[], T]) -> T:
-        """Run to its end even if the caller goes away: half of a change must not meet the next one."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait((running,))
-            raise
+        self._shown = Shown()
 
 
-def _nothing() -> ForwardingState:
-    return ForwardingState(Shared(), Shared(), Shared(), frozenset())
-
-
-def _renewed(was: Mapping[str, T], present: Mapping[str, T], names: Iterable[str]) -> Shared[str, T]:
-    """``was`` with what these names stand for at present."""
-    return shared(was).changed(present, [name for name in names if name not in present])
-
-
-def _age(now: int, then: int) -> int:
-    """Jiffies between, as the program counts them: signed, of 32 bits."""
-    gap = (now - then) & 0xFFFFFFFF
-    return gap - (1 << 32) if gap >= 1 << 31 else gap
-
-
-def _endpoint(address: bytes, port: int) -> str:
-    at = records.address_of(address)
-    return f"[{at}]:{port}" if at.version == 6 else f"{at}:{port}"
+def _kind(op: Op) -> type[Op]:
+    """What is flushed at once; servers are flushed before tables, whichever came first."""
+    return PutServer if isinstance(op, PutTable) else type(op)

@@ -10,81 +10,25 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import insort
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fairlead.dataplane.xdp import abi, records
+from fairlead.dataplane.xdp.held import MIRRORS, ServerHeld, ServiceHeld, TableHeld
 from fairlead.dataplane.xdp.mirror import Mirror
 from fairlead.dataplane.xdp.notes import AGENT_MAPS, write_note
+from fairlead.dataplane.xdp.ports import Ports
 from fairlead.dataplane.xdp.records import u32
-from fairlead.dataplane.xdp.replies import Claim, Entry, Replies, ReplyKey, claims
+from fairlead.dataplane.xdp.replies import Claim, Replies, ReplyKey, claims, reply_place
 from fairlead.dataplane.xdp.space import Extents, Ids
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import IPAddress, Protocol
+from fairlead.model.net import IPAddress
 from fairlead.model.service import Forwarding
 from fairlead.model.state import FlowTreatment, Listener, ServerSpec, ServiceMode, ServiceSpec, TableSpec
 
 FLOW_FLAGS = {0: 0, 1: abi.SERVER_RESET, 2: abi.SERVER_UNPIN}  # by FlowTreatment
+_SERVER_NOTE = AGENT_MAPS["names_server"][1]  # bytes
 GUESS_WITHOUT_END_S = 3600.0  # for services whose flows may be idle for ever
-
-# In this order entries are written; they are deleted in the opposite one.
-MIRRORS = (
-    Mirror("names_server"),
-    Mirror("servers", array=True),
-    Mirror("names_table"),
-    Mirror("replies4", significant=28),
-    Mirror("replies6", significant=28),
-    Mirror("access"),
-    Mirror("names_service"),
-    Mirror("services", array=True),
-    Mirror("vips"),
-    Mirror("settings", array=True),
-    Mirror("names_listener"),
-    Mirror("listeners4"),
-    Mirror("listeners6"),
-    Mirror("ranges"),
-)
-
-
-@dataclass(slots=True, eq=False)
-class ServerHeld:
-    """One endpoint. ``gone``: deleted; it stays while flows hold its id."""
-
-    number: int
-    spec: ServerSpec
-    generation: int
-    gone: bool = False
-    source: IPAddress | None = None  # outer address of tunnels
-    ambiguous: bool = False  # as last written
-
-
-@dataclass(slots=True, eq=False)
-class TableHeld:
-    """One slot table in the slot memory."""
-
-    digest: str
-    base: int
-    units: int
-    size: int
-    members: tuple[int, ...]
-    keys: frozenset[str]
-    check: bytes
-    users: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class ServiceHeld:
-    """One service. ``gone``: deleted, or replaced by one of the same name; it stays while flows hold its id."""
-
-    number: int
-    spec: ServiceSpec
-    access: int = 0
-    gone: bool = False
-    listeners: set[Listener] = field(default_factory=set)
-    claims: frozenset[tuple[ReplyKey, Claim]] = frozenset()
-    written_at: float = 0.0  # what its flows depend on: monotonic seconds
 
 
 class Holdings:
@@ -100,7 +44,7 @@ class Holdings:
         self, hertz: int, clock: Callable[[], float] = time.monotonic,
         source_of: Callable[[IPAddress], IPAddress | None] = lambda _: None,
     ) -> None:  # fmt: skip
-        self.mirrors = {it.name: replace(it, content={}, _puts={}, _deletes=set(), _changed=set()) for it in MIRRORS}
+        self.mirrors = {it.name: Mirror(it.name, array=it.array, significant=it.significant) for it in MIRRORS}
         self.servers: dict[str, ServerHeld] = {}
         self.servers_by_id: dict[int, ServerHeld] = {}
         self.same_key: dict[str, set[ServerHeld]] = {}
@@ -112,40 +56,41 @@ class Holdings:
         self.replies = Replies()
         self.server_ids, self.service_ids, self.access_ids = Ids(1), Ids(1), Ids(1 << 31)
         self.extents = Extents(1)
-        self.near: Counter[tuple[int, int]] = Counter()
+        self.near: dict[int, int] = {}  # bits of the address filter
         self.settings = abi.Settings()
         self.snat: tuple[IPAddress, ...] = ()
         self.write_slots: Callable[[int, bytes], None] = lambda _base, _block: None
-        self.write_near: Callable[[int, int, bool], None] = lambda _index, _bit, _on: None
+        self.write_near: Callable[[int, int], None] = lambda _index, _bit: None
         self.reset_counters: Callable[[str, int], None] = lambda _kind, _number: None
         self.moves = 0  # grows whenever a server or a listener comes or goes
         self._hertz = hertz
         self._clock = clock
         self._source_of = source_of
-        self._ports: dict[tuple[Protocol, IPAddress], list[tuple[int, int, Listener]]] = {}
-        self._addresses: Counter[IPAddress] = Counter()
+        self._ports = Ports()
         self._table_users: dict[str, set[str]] = {}  # digests by server key
         self._generation = 0
         self._later: list[tuple[float, Callable[[], None]]] = []
-        self._table_by_block: dict[str, Callable[[], array[int]]] = {}
 
     # Servers
 
     def put_server(self, spec: ServerSpec) -> None:
         """Add a server, or change it; another endpoint is another id, and flows stay where they are."""
-        held = self.servers.get(spec.key)
+        key = spec.key
+        held = self.servers.get(key)
         if held is None or held.spec.endpoint != spec.endpoint:
             if not self.server_ids.room:
                 raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
             self.moves += 1
             self._generation = self._generation % 0xFFFF + 1
             held = ServerHeld(self.server_ids.take(), spec, self._generation)
-            self.servers[spec.key] = self.servers_by_id[held.number] = held
-            self.same_key.setdefault(spec.key, set()).add(held)
+            self.servers[key] = self.servers_by_id[held.number] = held
+            self.same_key.setdefault(key, set()).add(held)
             self._reset_counters("server", held.number, self.server_ids)
-        for it in self.same_key[spec.key]:
-            if it is held or (it.spec.flows is not spec.flows and not it.gone):
-                it.spec = spec if it is held else replace(it.spec, flows=spec.flows)
+        held.spec = spec
+        self._write_server(held)
+        for it in self.same_key[key]:
+            if it is not held and it.spec.flows is not spec.flows and not it.gone:
+                it.spec = replace(it.spec, flows=spec.flows)
                 self._write_server(it)
 
     def knows(self, spec: ServerSpec) -> bool:
@@ -171,7 +116,7 @@ class Holdings:
 
     def _write_server(self, held: ServerHeld) -> None:
         note = records.server_note(held.spec, held.generation, gone=held.gone)
-        self.mirrors["names_server"].put(u32(held.number), write_note({"s": note}, AGENT_MAPS["names_server"][1]))
+        self.mirrors["names_server"].put(u32(held.number), write_note(note, _SERVER_NOTE))
         self.write_server_record(held)
 
     def write_server_record(self, held: ServerHeld) -> None:
@@ -384,7 +329,7 @@ class Holdings:
         held = self.services.get(listener.service)
         if held is None:
             raise DataPlaneError(f"open {listener.listen}: no service {listener.service}")
-        if other := self._conflict(listener):
+        if other := self._ports.conflict(listener):
             raise DataPlaneError(f"open {listener.listen}: in use by service {other.service}")
         if listener not in self.listeners:
             self._count_listener(listener, held)
@@ -393,16 +338,11 @@ class Holdings:
         self.write_listener(listener, held)
 
     def _count_listener(self, listener: Listener, held: ServiceHeld) -> None:
-        listen = listener.listen
         self.moves += 1
         self.listeners[listener] = held
         held.listeners.add(listener)
-        insort(
-            self._ports.setdefault((listener.protocol, listen.address), []), _port_row(listener), key=lambda it: it[:2]
-        )
-        self._addresses[listen.address] += 1
-        if self._addresses[listen.address] == 1:
-            self.mark(listen.address, abi.NEAR_VIP, on=True)
+        if self._ports.open(listener):
+            self.mark(abi.packed(listener.listen.address), abi.NEAR_VIP)
 
     def write_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Write what the program reads of a listener."""
@@ -422,12 +362,8 @@ class Holdings:
         for name, key in records.listener_keys(listener):
             self.mirrors[name].delete(key)
         self.mirrors["names_listener"].delete(records.listener_note(listener))
-        listen = listener.listen
-        self._ports[listener.protocol, listen.address].remove(_port_row(listener))
-        self._addresses[listen.address] -= 1
-        if not self._addresses[listen.address]:
-            del self._addresses[listen.address]
-            self.mirrors["vips"].delete(abi.packed(listen.address))
+        if self._ports.close(listener):
+            self.mirrors["vips"].delete(abi.packed(listener.listen.address))
             # The bit stays: flows go on after their listener. It goes when the filter is made anew.
         self.claim(held)
         self.write_settings()
@@ -435,16 +371,6 @@ class Holdings:
     def adopt_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Take a listener over from its note."""
         self._count_listener(listener, held)
-
-    def _conflict(self, listener: Listener) -> Listener | None:
-        """Another listener that wants a port in common."""
-        listen = listener.listen
-        for first, last, held in self._ports.get((listener.protocol, listen.address), ()):
-            if first > listen.last:
-                break
-            if last >= listen.first and held != listener:
-                return held
-        return None
 
     def write_settings(self) -> None:
         """Set what all services share."""
@@ -458,15 +384,16 @@ class Holdings:
         if held.spec.forwarding is not Forwarding.NAT:
             return
         wanted: frozenset[tuple[ReplyKey, Claim]] = frozenset()
-        if not held.gone:
+        if held.listeners and not held.gone:
             wanted = self._claims_of(held)
         if wanted == held.claims:
             return
         idle = held.spec.idle_timeout_ms / 1000 or GUESS_WITHOUT_END_S
         before, held.claims = held.claims, wanted
-        self.replies.change(before - wanted, wanted - before, self._clock() + idle)
-        for key, _ in wanted - before:
-            self.mark(abi.unpacked(key.address), abi.NEAR_SERVER, on=True)
+        gone, new = (before - wanted, wanted - before) if before else (before, wanted)
+        self.replies.change(gone, new, self._clock() + idle)
+        for key, _ in new:
+            self.mark(key.address, abi.NEAR_SERVER)
         self.write_replies()
 
     def _claims_of(self, held: ServiceHeld) -> frozenset[tuple[ReplyKey, Claim]]:
@@ -492,16 +419,18 @@ class Holdings:
             entry = self.replies.entries.get(key)
             if entry is not None:
                 self.mirrors[name].put(raw, entry.record())
-            for number in self.replies.servers_of(key):
-                server = self.servers_by_id.get(number)
-                if server is not None and server.ambiguous is not self.replies.is_ambiguous(number):
-                    self.write_server_record(server)
+        turned, self.replies.turned = self.replies.turned, set()
+        for number in turned:
+            server = self.servers_by_id.get(number)
+            if server is not None and server.ambiguous is not self.replies.is_ambiguous(number):
+                self.write_server_record(server)
 
-    def mark(self, address: IPAddress, bit: int, *, on: bool) -> None:
-        """Count a reason why packets of this address matter."""
-        index = abi.near_index(abi.packed(address))
-        self.near[index, bit] += 1 if on else -1
-        self.write_near(index, bit, on)
+    def mark(self, address: bytes, bit: int) -> None:
+        """A reason why packets of this (packed) address matter."""
+        index = abi.near_index(address)
+        if bit & ~self.near.get(index, 0):
+            self.near[index] = self.near.get(index, 0) | bit
+            self.write_near(index, bit)
 
     # Time
 
@@ -560,22 +489,3 @@ class Holdings:
             mirror.flush_puts()
         for mirror in reversed(self.mirrors.values()):
             mirror.flush_deletes()
-
-
-def reply_place(key: ReplyKey) -> tuple[str, bytes]:
-    """Map and key of an entry."""
-    family, raw = records.listen_key(abi.unpacked(key.address), key.port, key.protocol)
-    return f"replies{family}", raw
-
-
-def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:
-    """The opposite of ``reply_place`` and ``Entry.record``."""
-    key = (abi.ListenKey4 if name == "replies4" else abi.ListenKey6).unpack(raw_key)
-    record = abi.ReplyRecord.unpack(raw)
-    until = guess_until if record.flags & abi.REPLY_GUESS else None
-    where = ReplyKey(abi.packed(records.address_of(key.addr)), key.port, key.proto)
-    return where, Entry(record.vip, record.port, record.flags, record.service, record.server, until)
-
-
-def _port_row(listener: Listener) -> tuple[int, int, Listener]:
-    return listener.listen.first, listener.listen.last, listener

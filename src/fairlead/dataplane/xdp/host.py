@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_network
 from pathlib import Path
@@ -28,6 +28,7 @@ from fairlead.protocols.rtfilters import Filter
 from fairlead.protocols.rtnetlink import InterfaceAddress, Interrupted, Link, Message, Neighbour, Outcome, Route
 
 _BUFFER = 1 << 17
+_QUESTIONS = 8  # between rests
 _LOOPBACK = 1
 _DUMPS = 8
 ASK_ALL = 1024  # of more servers than these, one in each /24 or /64 is asked about
@@ -78,6 +79,17 @@ class Host:
 
     def interfaces(self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]) -> dict[str, int]:
         """The interfaces that are to carry the program, by name; those that do not exist are told and left out."""
+        asking = self.seek(addresses, servers)
+        while True:
+            try:
+                next(asking)
+            except StopIteration as end:
+                return dict(end.value)
+
+    def seek(
+        self, addresses: Iterable[IPAddress], servers: Iterable[IPAddress]
+    ) -> Generator[None, None, dict[str, int]]:
+        """The same with a rest after a few questions to the kernel, for there may be a thousand."""
         present = interfaces()
         if self._settings.interfaces is not None:
             for name in self._settings.interfaces:
@@ -93,27 +105,26 @@ class Host:
                 name in missing, "interface_missing", name,
                 "VIPs of services are to be there, but there is no such interface; it gets the program when it appears",
             )  # fmt: skip
-        wanted = set(self._of_vips(offered, present))
+        wanted = self._of_vips(offered, present)
         with Routes() as routes:
-            for server in some(servers):
+            for number, server in enumerate(some(servers), 1):
                 route = routes.get(server)
                 if route is not None and route.usable and not route.local:
                     wanted.add(route.index)
+                if number % _QUESTIONS == 0:
+                    yield
         return {name: index for name, index in present.items() if index in wanted and index != _LOOPBACK}
 
-    def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> Iterator[int]:
-        named = {vip.address: vip.interface for vip in self.vips}
+    def _of_vips(self, addresses: frozenset[IPAddress], present: dict[str, int]) -> set[int]:
+        """Where packets to these addresses come in: a VIP's interface, one that has the address, the way far away."""
+        named = {vip.address: present[vip.interface] for vip in self.vips if vip.interface in present}
         with Routes() as routes:
             carried = {it.address: it.index for it in routes.addresses() if it.index != _LOOPBACK}
-            default = {version: routes.default(version) for version in {it.version for it in addresses}}
-            for address in addresses:
-                route = default[address.version]
-                if address in named and named[address] in present:
-                    yield present[named[address]]
-                elif address in carried:
-                    yield carried[address]
-                elif route is not None and route.usable:
-                    yield route.index
+            placed = addresses & frozenset(named)
+            here = (addresses & frozenset(carried)) - placed
+            versions = {it.version for it in addresses - placed - here}
+            far = [route for version in versions if (route := routes.default(version)) is not None and route.usable]
+        return {named[it] for it in placed} | {carried[it] for it in here} | {route.index for route in far}
 
     def of_ways(self, vips: Iterable[IPAddress], servers: Sequence[IPAddress]) -> dict[str, int]:
         """The interfaces that probes by the way of services leave or come back by, by name."""

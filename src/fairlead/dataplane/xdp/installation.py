@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import mmap
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fairlead.dataplane.xdp import abi, census, offloads, pins, records
@@ -35,6 +37,7 @@ from fairlead.model.xdp import XdpSettings
 NEW_FLOWS_PER_SECOND = 125_000  # a CPU stores no more, so that a flood does not wash out what is established
 ANSWERS_PER_SECOND = 2_000  # RST and ICMP errors of a CPU
 SNAT_PORTS = (1024, 32767)  # below the ports that this host's own connections leave from
+_NEAR_PART = 2048  # entries of the address filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Places:
     moves: int = -1
     addresses: frozenset[IPAddress] = frozenset()
     servers: Sequence[IPAddress] = ()
+    families: Sequence[int] = ()  # of the addresses
 
 
 class Installation:
@@ -78,11 +82,11 @@ class Installation:
         self._carrying = programs.carry
         self._census: Census | None = None
         self._settler: Settler | None = None
-        self._families: list[int] = []  # of the addresses where services are offered
         self._flow_table: FlowTable | None = None
         self._memory: dict[str, mmap.mmap] = {}
         self._unfinished = False  # whether packets may come whose checksum was left to the hardware
         self._places = Places()
+        self._sought: tuple[int, Mapping[str, int]] | None = None  # interfaces, when holdings had moved so often
 
     def _nothing(self, host: Host) -> Holdings:
         return Holdings(self.hertz, source_of=host.tunnel_source)
@@ -252,6 +256,7 @@ class Installation:
         held.service_ids.capacity = min(maps["services"].max_entries, MAX_SERVICES)
         held.extents.grow(maps["slots"].max_entries)
         held.write_slots, held.write_near, held.reset_counters = self._write_slots, self._write_near, self._reset
+        deque(self.refresh_near(), maxlen=0)
 
     def _unbind(self) -> None:
         for memory in self._memory.values():
@@ -275,9 +280,8 @@ class Installation:
         at = base * abi.SLOT_UNIT
         self._memory["slots"][at : at + len(block)] = block
 
-    def _write_near(self, index: int, bit: int, on: bool) -> None:
-        if on:
-            self._memory["near"][index] |= bit
+    def _write_near(self, index: int, bit: int) -> None:
+        self._memory["near"][index] |= bit
 
     def _reset(self, kind: str, number: int) -> None:
         for name in ("service_traffic", "turns") if kind == "service" else ("server_traffic",):
@@ -290,24 +294,42 @@ class Installation:
         """Entries that a map has left."""
         return self.kernel.maps[name].max_entries - len(self.held.mirrors[name].content)
 
-    def refresh_near(self) -> None:
-        """Make the address filter what it should be; bits that only cost go as well."""
-        wanted: dict[int, int] = {}
-        for (index, bit), count in self.held.near.items():
-            if count > 0:
-                wanted[index] = wanted.get(index, 0) | bit
+    def refresh_near(self) -> Iterator[None]:
+        """Set the bits of the address filter that something cleared, some at a time."""
+        wanted = dict(self.held.near)
         for address in self.held.snat:
             index = abi.near_index(abi.packed(address))
             wanted[index] = wanted.get(index, 0) | abi.NEAR_VIP
-        memory = self._memory["near"]
-        for index, bits in wanted.items():
-            if memory[index] & bits != bits:
-                memory[index] |= bits
+        entries = iter(wanted.items())
+        while part := list(islice(entries, _NEAR_PART)):
+            memory = self._memory["near"]
+            for index, bits in part:
+                if memory[index] & bits != bits:
+                    memory[index] |= bits
+            yield
 
     # Interfaces and addresses
 
-    def look_after_interfaces(self, needs: Needs) -> bool:
+    def seek(self) -> Iterator[None]:
+        """Ask which interfaces are to carry the program, a little at a time, for ``look_after_interfaces``."""
+        self.locate()
+        places = self._places
+        found = (yield from self.host.seek(places.addresses, places.servers)) if places.addresses else {}
+        self._sought = places.moves, found
+
+    def locate(self) -> None:
+        """Find out where services and servers are, if any have moved."""
+        held = self.held
+        if self._places.moves != held.moves:
+            addresses = frozenset(it.listen.address for it in held.listeners)
+            servers = some(it.spec.endpoint.address for it in held.servers.values())
+            families = sorted({it.version for it in addresses})
+            self._places = Places(held.moves, addresses, servers, families)
+
+    def look_after_interfaces(self) -> bool:
         """Have the program on every interface that matters, and say what keeps packets from being forwarded.
+
+        Which these are is asked now unless ``seek`` has just done so.
 
         Returns:
             Whether somebody had taken it from one.
@@ -320,11 +342,10 @@ class Installation:
             self.resolver.forget(index)
             self._event("xdp_lost", f"interface {index}", "the interface, or the link of its XDP program, has gone")
         self._keep_sources()
-        if self._places.moves != held.moves:
-            addresses = frozenset(it.listen.address for it in held.listeners)
-            self._places = Places(held.moves, addresses, some(it.spec.endpoint.address for it in held.servers.values()))
-        addresses, servers = self._places.addresses, self._places.servers
-        wanted = self.host.interfaces(addresses, servers) if held.listeners else {}
+        if self._sought is None or self._sought[0] != held.moves:
+            deque(self.seek(), maxlen=0)
+        assert self._sought is not None
+        (_, wanted), self._sought = self._sought, None
         self.unattached = None
         for name, index in wanted.items():
             try:
@@ -338,9 +359,7 @@ class Installation:
                 self.resolver.forget(index)
         self._mind_offloads()
         carrying = [it.name for it in self.kernel.links.attached.values()]
-        self._families = sorted(needs.families)
-        self.host.check_switches(carrying, addresses, self._families)
-        self.refresh_near()
+        self.host.check_switches(carrying, self._places.addresses, self._places.families)
         return bool(lost)
 
     def trouble(self) -> str | None:
@@ -351,7 +370,7 @@ class Installation:
             return "no interface carries the XDP program: `fairlead show events` says which is missing"
         if lost := self.kernel.lost():
             return f"the XDP program of {', '.join(lost)} has gone"
-        return self.host.unforwarded([it.name for it in self.kernel.links.attached.values()], self._families)
+        return self.host.unforwarded([it.name for it in self.kernel.links.attached.values()], self._places.families)
 
     def _mind_offloads(self) -> None:
         """Have the program finish checksums where some are not, and know where it runs in generic mode."""
@@ -376,7 +395,7 @@ class Installation:
             snat = self.host.snat(held.servers_by_id[number].spec.endpoint.address for number in numbers)
         if tables and set(snat) != set(held.snat):
             held.snat = snat[: abi.SNAT_MAX]
-            self.refresh_near()
+            deque(self.refresh_near(), maxlen=0)
             held.write_settings()
             held.flush()
 
@@ -388,7 +407,7 @@ class Installation:
         self.kernel.let_go()
         self.resolver.close()
         self.held = self._nothing(self.host)
-        self._places = Places()
+        self._places, self._sought = Places(), None
 
     def remove(self) -> None:
         """Leave nothing in the kernel."""
@@ -397,7 +416,7 @@ class Installation:
             self.kernel.remove()
         self.resolver.close()
         self.held = self._nothing(self.host)
-        self._places = Places()
+        self._places, self._sought = Places(), None
 
 
 def _copy_rows(before: BpfMap, after: BpfMap) -> None:

@@ -44,10 +44,12 @@ class Layout:
 
     def pack(self, *values: int | bytes) -> bytes:
         """The struct with these members."""
-        row = list(values)
-        for index in self._ports:
-            row[index] = int(row[index]).to_bytes(2, "big")
-        return self._struct.pack(*row)
+        if self._ports:
+            row = list(values)
+            for index in self._ports:
+                row[index] = int(row[index]).to_bytes(2, "big")
+            return self._struct.pack(*row)
+        return self._struct.pack(*values)
 
     def unpack(self, raw: bytes) -> list[int | bytes]:
         """The members of the struct at the start of ``raw``."""
@@ -66,6 +68,11 @@ class Record:
     def pack(self) -> bytes:
         """The bytes a map holds."""
         return self.LAYOUT.pack(*self.LAYOUT.values(self))
+
+    @classmethod
+    def bytes_of(cls, *values: int | bytes) -> bytes:
+        """``cls(*values).pack()``, of all members, in half of the time."""
+        return cls.LAYOUT.pack(*values)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Self:

@@ -22,12 +22,12 @@ _JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 def write_note(content: object, size: int) -> bytes:
-    """JSON with its length in front, as the agent's maps hold it.
+    """JSON with its length in front, as the agent's maps hold it; text is taken to be JSON.
 
     Raises:
         DataPlaneError: It is too long.
     """
-    raw = _JSON.encode(content).encode()
+    raw = (content if isinstance(content, str) else _JSON.encode(content)).encode()
     if len(raw) > size - 2:
         raise DataPlaneError(f"a note of {len(raw)} bytes does not fit: {raw[:60]!r}...")
     return (struct.pack("<H", len(raw)) + raw).ljust(size, b"\0")

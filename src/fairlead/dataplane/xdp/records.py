@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -12,7 +13,7 @@ from typing import Any
 
 from fairlead.dataplane.xdp import abi
 from fairlead.errors import DataPlaneError
-from fairlead.model.net import AddressRange, Endpoint, IPAddress, Listen, Protocol
+from fairlead.model.net import AddressRange, Endpoint, IPAddress, Listen, Protocol, written
 from fairlead.model.service import Engine, Forwarding, Persistence, ProxyHeader, Scheduler
 from fairlead.model.state import FlowTreatment, Listener, ServerSpec, ServiceMode, ServiceSpec
 
@@ -42,6 +43,8 @@ EPOCHS = 4  # that a flow must be allowed to be idle for
 FOREVER = (1 << 31) - 1  # jiffies; times are compared as signed differences
 ANY_PORT = (1, 65535)  # what `*` means
 _MAPPED = 0xFFFF << 32
+_NO_SPREAD = bytes(4)
+_text = json.encoder.encode_basestring_ascii
 
 
 def u32(number: int) -> bytes:
@@ -104,21 +107,23 @@ def service_record(spec: ServiceSpec, table: tuple[int, int], access: int, hertz
 
 def server_record(endpoint: Endpoint, generation: int, flags: int, source: IPAddress | None) -> bytes:
     """Value of ``servers``."""
-    return abi.ServerRecord(
-        addr=abi.packed(endpoint.address),
-        port=endpoint.port,
-        generation=generation,
-        family=endpoint.address.version,
-        flags=flags,
-        source=abi.packed(source) if source is not None else abi.NOWHERE,
-    ).pack()
+    address = endpoint.address
+    outer = abi.packed(source) if source is not None else abi.NOWHERE
+    return abi.ServerRecord.bytes_of(
+        abi.packed(address), endpoint.port, generation, address.version, flags, outer, _NO_SPREAD
+    )
 
 
 def listen_key(address: IPAddress, port: int, protocol: int) -> tuple[int, bytes]:
     """Family and key of ``listeners`` and ``replies``."""
-    if address.version == 4:
-        return 4, abi.ListenKey4(address.packed, port, protocol).pack()
-    return 6, abi.ListenKey6(address.packed, port, protocol).pack()
+    return packed_key(abi.packed(address), port, protocol)
+
+
+def packed_key(address: bytes, port: int, protocol: int) -> tuple[int, bytes]:
+    """The same of a packed address."""
+    if abi.is_v4(address):
+        return 4, abi.ListenKey4.bytes_of(address[12:], port, protocol)
+    return 6, abi.ListenKey6.bytes_of(address, port, protocol)
 
 
 def listener_keys(listener: Listener) -> list[tuple[str, bytes]]:
@@ -192,10 +197,13 @@ def _family(address: int) -> int:
 # Notes
 
 
-def server_note(spec: ServerSpec, generation: int, *, gone: bool) -> list[object]:
-    """What is to be remembered of a server beside its record."""
-    address, port = str(spec.endpoint.address), spec.endpoint.port
-    return [spec.key, address, port, spec.weight, spec.max_connections, int(spec.flows), generation, int(gone)]
+def server_note(spec: ServerSpec, generation: int, *, gone: bool) -> str:
+    """What is to be remembered of a server beside its record, as JSON."""
+    at, limit = spec.endpoint, spec.max_connections
+    return (
+        f'{{"s":[{_text(spec.key)},"{written(at.address)}",{at.port},{spec.weight},{limit},{spec.flows:d},'
+        f"{generation},{gone:d}]}}"
+    )
 
 
 def read_server_note(note: list[object]) -> tuple[ServerSpec, int, bool]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp import abi, records
 from fairlead.model.net import IPAddress
 
 
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
     def record(self) -> bytes:
         """The value of the map."""
-        return abi.ReplyRecord(self.vip, self.port, self.flags, self.service, self.server).pack()
+        return abi.ReplyRecord.bytes_of(self.vip, self.port, self.flags, self.service, self.server, 0)
 
 
 class Replies:
@@ -72,6 +72,7 @@ class Replies:
         self.touched: set[ReplyKey] = set()  # whose entry changed since the owner of this object last looked
         self._claims: dict[ReplyKey, set[Claim]] = {}
         self._ports: dict[tuple[bytes, int], set[int]] = {}
+        self.turned: set[int] = set()  # servers that have become ambiguous, or are so no more, since then
         self._ambiguous: dict[int, set[ReplyKey]] = {}
         self._guesses: set[ReplyKey] = set()
 
@@ -139,13 +140,15 @@ class Replies:
     def _plain(self, key: ReplyKey) -> Entry:
         claims = self._claims[key]
         base = min(claims)
-        several = len({(claim.vip, claim.port) for claim in claims}) > 1 or base.is_one_of_many
+        several = base.is_one_of_many or (len(claims) > 1 and len({(claim.vip, claim.port) for claim in claims}) > 1)
         flags = abi.REPLY_AMBIGUOUS if several or self._is_shadowed(key) else 0
         return Entry(base.vip, base.port, flags, base.service, base.server)
 
     def _is_shadowed(self, key: ReplyKey) -> bool:
         """Whether a service with a range of ports, which uses the server's any port, covers this one, too."""
-        wide = self._claims.get(key._replace(port=0), set()) if key.port else set()
+        if not key.port or 0 not in self._ports[key.address, key.protocol]:
+            return False
+        wide = self._claims.get(key._replace(port=0), ())
         return any(claim.first <= key.port <= claim.last for claim in wide)
 
     def _decide(self, key: ReplyKey, until: float) -> None:
@@ -165,22 +168,25 @@ class Replies:
             self._set(key, held._replace(flags=flags, guess_until=last))
 
     def _set(self, key: ReplyKey, entry: Entry) -> None:
-        before = self.entries.get(key)
-        if before == entry and key in self.entries:
-            self._mark(key, entry)
-            return
-        self.entries[key] = entry
-        (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
-        self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+        if self.entries.get(key) != entry:
+            self.entries[key] = entry
+            (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
+            self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+            self.touched.add(key)
         self._mark(key, entry)
-        self.touched.add(key)
 
     def _mark(self, key: ReplyKey, entry: Entry) -> None:
+        unclear = bool(entry.flags & abi.REPLY_AMBIGUOUS)
+        if not (unclear or self._ambiguous):
+            return
         for server in self.servers_of(key):
-            if entry.flags & abi.REPLY_AMBIGUOUS:
+            was = self.is_ambiguous(server)
+            if unclear:
                 self._ambiguous.setdefault(server, set()).add(key)
             elif server in self._ambiguous:
                 self._ambiguous[server].discard(key)
+            if self.is_ambiguous(server) is not was:
+                self.turned.add(server)
 
 
 def claims(
@@ -197,13 +203,27 @@ def claims(
         listens: Address, first and last port where it is offered.
         protocol: Number of the protocol.
     """
-    found = set()
+    found = []
+    packed = {server: (at.version, abi.packed(at), port) for server, (at, port) in members.items()}
     for address, first, last in listens:
-        vip = abi.packed(address)
-        for server, (at, port) in members.items():
-            if at.version != address.version:
-                continue
-            single = first == last
-            key = ReplyKey(abi.packed(at), port or (first if single else 0), protocol)
-            found.add((key, Claim(service, server, vip, first if single or port else 0, first, last)))
+        vip, family, single = abi.packed(address), address.version, first == last
+        for server, (version, at, port) in packed.items():
+            if version == family:
+                key = ReplyKey(at, port or (first if single else 0), protocol)
+                found.append((key, Claim(service, server, vip, first if single or port else 0, first, last)))
     return frozenset(found)
+
+
+def reply_place(key: ReplyKey) -> tuple[str, bytes]:
+    """Map and key of an entry."""
+    family, raw = records.packed_key(key.address, key.port, key.protocol)
+    return f"replies{family}", raw
+
+
+def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:
+    """The opposite of ``reply_place`` and ``Entry.record``."""
+    key = (abi.ListenKey4 if name == "replies4" else abi.ListenKey6).unpack(raw_key)
+    record = abi.ReplyRecord.unpack(raw)
+    until = guess_until if record.flags & abi.REPLY_GUESS else None
+    where = ReplyKey(abi.packed(records.address_of(key.addr)), key.port, key.proto)
+    return where, Entry(record.vip, record.port, record.flags, record.service, record.server, until)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from fairlead.dataplane.base import ServerCounters, ServiceCounters
 from fairlead.dataplane.xdp import abi
-from fairlead.dataplane.xdp.holdings import ServerHeld, ServiceHeld
+from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
 from fairlead.dataplane.xdp.libbpf.library import possible_cpus
 
 

@@ -170,14 +170,14 @@ class BpfMap(Held):
             for index in range(len(keys) // size):
                 yield keys[index * size : (index + 1) * size], values[index * row : (index + 1) * row]
 
-    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+    def batches(self, most: int = _BATCH) -> Iterator[tuple[bytes, bytes]]:
         """All entries, many keys and their values at a time where the kernel offers that for this type of map."""
         cursor: ctypes.Array[ctypes.c_char] | None = None
-        keys = ctypes.create_string_buffer(self.key_size * _BATCH)
-        values = ctypes.create_string_buffer(self._row * _BATCH)
+        keys = ctypes.create_string_buffer(self.key_size * most)
+        values = ctypes.create_string_buffer(self._row * most)
         while True:
             following = ctypes.create_string_buffer(max(self.key_size, 8))
-            count = ctypes.c_uint32(_BATCH)
+            count = ctypes.c_uint32(most)
             options = _Batch(sz=ctypes.sizeof(_Batch))
             result = library().bpf_map_lookup_batch(
                 self.descriptor, cursor, following, keys, values, ctypes.byref(count), ctypes.byref(options)
