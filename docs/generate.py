@@ -105,7 +105,9 @@ def api() -> str:
         GENERATED,
         f"HTTP on a unix socket. {document['info']['description'].partition('. ')[2]}",
         f"The machine-readable form is at `{routes.OPENAPI_PATH}`.",
-        "Errors are problem documents (RFC 9457) whose `reason` is a stable word.\n",
+        "Errors are problem documents (RFC 9457) whose `reason` is a stable word.",
+        "A client that ends its direction (`nc -N`) gets the answers to its requests, then the connection is closed.",
+        "Its event stream ends after the events that are there already.\n",
         EXAMPLES,
         "| operation | does | parameters | answer |\n|---|---|---|---|",
     ]

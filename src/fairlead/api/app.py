@@ -87,7 +87,8 @@ class Api:
         body = parse_body(operation.body, raw) if operation.body is not None else None
         if request.method == "HEAD" and operation.answer == EVENT_STREAM:
             return Response(media_type=EVENT_STREAM)
-        call = Call(self._facade, self._metrics, self._streams, request.path_params, query, body, dict(request.headers))
+        shared = self._facade, self._metrics, self._streams
+        call = Call(*shared, request.path_params, query, body, dict(request.headers), request.state.ended)
         if operation.writes:
             async with self._writing:
                 await _check_precondition(call, operation)

@@ -2,7 +2,8 @@
 """Events over HTTP: a page, or a stream of server-sent events (WHATWG HTML section 9.2).
 
 Invariant: nothing is queued for a stream. It reads the engine's bounded ring at its client's pace; what a slow
-client missed shows as a gap in the ids.
+client missed shows as a gap in the ids. A client that ends its direction is treated as one that has gone, for most
+have: its stream ends, after what is there already.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Streams:
         self._open = 0
         self._closed = asyncio.Event()
 
-    def open(self, last_event_id: str | None, after: int | None) -> Response:
-        """A stream of what comes after ``last_event_id``, else after ``after``, else from now on.
+    def open(self, last_event_id: str | None, after: int | None, ended: asyncio.Event) -> Response:
+        """A stream of what comes after ``last_event_id``, else after ``after``, else from now on, until ``ended``.
 
         Raises:
             Refusal: 400 on a bad id, 503 when too many streams are open.
@@ -61,40 +62,42 @@ class Streams:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, Reason.BUSY, detail, headers={"retry-after": "5"})
         last = newest(self._facade)
         start = last if after is None else after if after <= last else 0
-        return StreamingResponse(self._follow(start), 200, {"cache-control": "no-store"}, EVENT_STREAM)
+        return StreamingResponse(self._follow(start, ended), 200, {"cache-control": "no-store"}, EVENT_STREAM)
 
     def close(self) -> None:
         """End all streams, and those opened from now on after what is there already."""
         self._closed.set()
 
-    async def _follow(self, after: int) -> AsyncIterator[bytes]:
+    async def _follow(self, after: int, ended: asyncio.Event) -> AsyncIterator[bytes]:
         self._open += 1
         try:
             yield b"retry: 2000\n\n"
             while True:
                 events = self._facade.events(after, BATCH)
-                for event in events:
-                    after = event.id
-                    yield _frame(event)
-                if self._closed.is_set():
+                if events:
+                    after = events[-1].id
+                    yield b"".join(map(_frame, events))
+                    await asyncio.sleep(0)  # for the loop to notice a client that has gone
+                if self._closed.is_set() or (ended.is_set() and len(events) < BATCH):
                     return
-                if not events and not await self._wait(after):
+                if not events and not await self._wait(after, ended):
                     yield b": keep-alive\n\n"
         finally:
             self._open -= 1
 
-    async def _wait(self, after: int) -> bool:
-        """Whether something came, or the streams end, before a sign of life is due."""
+    async def _wait(self, after: int, ended: asyncio.Event) -> bool:
+        """Whether something came, or the stream ends, before a sign of life is due."""
         news = asyncio.ensure_future(self._facade.wait_event(after, self._keep_alive_s))
-        end = asyncio.ensure_future(self._closed.wait())
+        ends = [asyncio.ensure_future(end.wait()) for end in (self._closed, ended)]
         try:
-            await asyncio.wait({news, end}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({news, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if news.done():
                 news.result()
         finally:
             news.cancel()
-            end.cancel()
-        return self._closed.is_set() or bool(self._facade.events(after, 1))
+            for end in ends:
+                end.cancel()
+        return self._closed.is_set() or ended.is_set() or bool(self._facade.events(after, 1))
 
 
 def _frame(event: EventView) -> bytes:

@@ -28,7 +28,10 @@ MAX_CONNECTIONS = 96  # the rest is for those that operate, so that readers cann
 
 
 class BoundedProtocol(H11Protocol):
-    """The connection of one client; ``state.peer`` of its requests says who that is."""
+    """The connection of one client.
+
+    ``state.peer`` of its requests says who that is, ``state.ended`` whether it has gone or sends no more.
+    """
 
     request_s = REQUEST_S
     drain_s = DRAIN_S
@@ -44,13 +47,14 @@ class BoundedProtocol(H11Protocol):
         self._request_timer: asyncio.TimerHandle | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._ended = asyncio.Event()
         self.peer: Peer | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Learn who it is; refuse it when too many are open."""
         super().connection_made(transport)
         self.peer = peer_of(transport)
-        self.app_state = {**self.app_state, "peer": self.peer}
+        self.app_state = {**self.app_state, "peer": self.peer, "ended": self._ended}
         others = [other for other in self.connections if other is not self and isinstance(other, BoundedProtocol)]
         readers = sum(1 for other in others if other.peer is not None and not other.peer.operates)
         if len(others) >= MAX_CONNECTIONS or (not self.peer.operates and readers >= MAX_READERS):
@@ -78,6 +82,13 @@ class BoundedProtocol(H11Protocol):
         elif incomplete:
             self._expect_request()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more: what it asked for whole is answered, and the connection is closed then."""
+        self._ended.set()
+        if not self._is_answering() or self.conn.their_state is h11.SEND_BODY:
+            self._close()
+        return True
+
     def pause_writing(self) -> None:
         """The client takes too little."""
         super().pause_writing()
@@ -93,8 +104,8 @@ class BoundedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """One answer is written."""
         super().on_response_complete()
-        if self.transport.is_closing():
-            self._expect_drained()
+        if self.transport.is_closing() or (self._ended.is_set() and not self._is_answering()):
+            self._close()
         elif self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._expect_request()
 
@@ -105,11 +116,10 @@ class BoundedProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """End after the request under way, or now."""
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-            self._expect_drained()
-        else:
+        if self._is_answering():
             self.cycle.keep_alive = False
+        else:
+            self._close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; called by uvicorn while it handles h11's error."""
@@ -128,7 +138,7 @@ class BoundedProtocol(H11Protocol):
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.transport.abort()
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering():
             self.cycle.disconnected = True  # its operation waits for a body that will not come, and must not answer too
             self.cycle.message_event.set()
         body = encode_problem(refusal)
@@ -137,6 +147,14 @@ class BoundedProtocol(H11Protocol):
         self.transport.write(self.conn.send(response) or b"")
         self.transport.write(self.conn.send(h11.Data(body)) or b"")
         self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self._close()
+
+    def _is_answering(self) -> bool:
+        """Whether a request is under way whose answer is not written yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _close(self) -> None:
+        """Close as soon as the client has taken what is written for it."""
         self.transport.close()
         self._expect_drained()
 
@@ -146,7 +164,7 @@ class BoundedProtocol(H11Protocol):
 
     def _request_late(self) -> None:
         self._request_timer = None
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering():
             self.transport.abort()  # the operation waits for the rest of the body
             return
         detail = f"the request was not complete after {self.request_s:g} s"

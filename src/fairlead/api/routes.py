@@ -6,6 +6,7 @@ Invariant: an operation that is not in ``OPERATIONS`` does not exist.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, parsed: what an operation works with."""
+    """One request, parsed: what an operation works with; ``ended`` is set once its client sends no more."""
 
     facade: Facade
     metrics: Metrics
@@ -49,6 +50,7 @@ class Call:
     query: dict[str, Any]
     body: Any
     headers: dict[str, str]
+    ended: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ async def _events(call: Call) -> tuple[EventView, ...]:
 
 
 async def _stream(call: Call) -> Response:
-    return call.streams.open(call.headers.get("last-event-id"), call.query["after"])
+    return call.streams.open(call.headers.get("last-event-id"), call.query["after"], call.ended)
 
 
 async def _change_server(call: Call) -> ChangeResult:

@@ -52,7 +52,8 @@ class Bench:
         client.set(wanted)
         try:
             if wanted.vips:
-                await until_later(lambda: self.pid(client), 10, "a process reports")
+                # It reports before it reads.
+                await until_later(lambda: self.pid(client) and "set" in self.heard(), 10, "a process knows the wish")
             yield client
         finally:
             await client.stop()

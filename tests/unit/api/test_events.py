@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from fairlead.api import events, protocol
-from support.api import Serving, UnixConnection
+from fairlead.model.views import EventView
+from support.api import Serving, UnixConnection, read_all
 from support.wait import until
 
 
 class Stream:
     """An event stream, frame by frame."""
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
+    def __init__(self, response: http.client.HTTPResponse, sock: socket.socket) -> None:
         self.response = response
+        self.sock = sock
 
     def frame(self) -> dict[str, str]:
         """The next frame, as its fields; a comment has the field ''."""
@@ -40,7 +43,7 @@ def stream(daemon: Serving, target: str = "/events", last_id: str | None = None)
     response = connection.getresponse()
     assert response.status == 200, response.read()
     assert response.headers["content-type"].startswith("text/event-stream")
-    made = Stream(response)
+    made = Stream(response, connection.sock)
     assert made.frame() == {"retry": "2000"}
     try:
         yield made
@@ -118,6 +121,59 @@ def test_a_stop_ends_streams(daemon: Serving) -> None:
     with stream(daemon) as opened:
         daemon.stop()
         assert opened.response.read() == b""
+
+
+def test_a_client_that_ends_its_direction_ends_its_stream(daemon: Serving) -> None:
+    """In order: with the chunk that ends it, else reading it would fail."""
+    with stream(daemon) as opened:
+        opened.sock.settimeout(5)
+        opened.sock.shutdown(socket.SHUT_WR)
+        assert opened.response.read() == b""
+    until(lambda: not daemon.server._state.connections, 5, "it is closed")
+
+
+def ask_and_end(daemon: Serving, end: Callable[[socket.socket], object]) -> socket.socket:
+    """A client that asks for all events and ends before the server reads, being on its loop."""
+
+    async def ask() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(5)
+        client.connect(str(daemon.socket))
+        client.sendall(b"GET /events?after=0 HTTP/1.1\r\nhost: x\r\n\r\n")
+        end(client)
+        return client
+
+    made: socket.socket = daemon.run(ask())
+    return made
+
+
+def test_it_is_told_first_what_is_there(daemon: Serving) -> None:
+    for number in range(2 * events.BATCH):
+        daemon.facade.add_event("tick", str(number), "")
+    with ask_and_end(daemon, lambda client: client.shutdown(socket.SHUT_WR)) as client:
+        answer = read_all(client)
+    assert answer.count(b"\nevent: ") == 3 + 2 * events.BATCH
+    assert answer.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_one_that_has_gone_is_not_written_to(
+    daemon: Serving, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else asyncio would warn of each write."""
+    for number in range(5 * events.BATCH):
+        daemon.facade.add_event("tick", str(number), "")
+    looks: list[int] = []
+    look = daemon.facade.events
+
+    def note(after: int, limit: int) -> tuple[EventView, ...]:
+        looks.append(after)
+        return look(after, limit)
+
+    monkeypatch.setattr(daemon.facade, "events", note)
+    ask_and_end(daemon, socket.socket.close)
+    until(lambda: looks and not daemon.server._state.tasks, 5, "its stream has begun and ended")
+    assert not caplog.records
+    assert max(looks) < 2 * events.BATCH
 
 
 def test_a_stream_that_is_not_read_is_cut_off(daemon: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
