@@ -5,8 +5,8 @@
  *
  * Of a settled service every flow in the table has the server that its slot names, except for strays; so a packet of
  * a flow that was met in this epoch needs no entry: its slot says the same. The table is asked once in an epoch, for
- * its entry to stay young, and always where a word says so: where a stray's is, and where a flow is alone, because
- * then the table is small enough to be in a cache itself.
+ * its entry to stay young, and always where a word says so: where a stray's is, and where fewer than two others
+ * are, because then the table is small enough to be in a cache itself.
  *
  * A flow that is taken for one that was met, because others set its bits, is sent to the same server all the same;
  * its entry is made or made younger in a later epoch, in which bits are others.
@@ -60,9 +60,13 @@ static __always_inline int touch_find(struct touch *touch, __u64 hash, __u32 tim
 /* Whether its slot says all there is to say of the flow, if its service is settled. */
 static __always_inline _Bool touch_met(const struct touch *touch)
 {
-	__u64 flags = touch->held & (MARKS | FLAGS);
+	__u64 flags = touch->held & (MARKS | FLAGS), others = flags & ~touch->bits;
 
-	return (flags & touch->bits) == touch->bits && flags != touch->bits && !(flags & MARKS);
+	/* Four flags at least are those of two others: so with a thousand flows hardly any branch is taken wrongly. */
+	others &= others - 1;
+	others &= others - 1;
+	others &= others - 1;
+	return (flags & touch->bits) == touch->bits && others && !(flags & MARKS);
 }
 
 /* The flow was met, and its entry is young. Whoever loses a race against another CPU is met again. */

@@ -141,12 +141,14 @@ def test_a_flow_that_was_not_met_in_this_epoch_is_looked_up_once(world: World, s
     assert without_table(world, 1)
 
 
-def test_a_flow_that_is_alone_is_looked_up(world: World, settler: Settler) -> None:
-    """Where there are few flows, the table is in a cache itself."""
+def test_where_flows_are_few_they_are_looked_up(world: World, settler: Settler) -> None:
+    """The table is in a cache itself then."""
     begin(world, 1)
     world.settle(settler)
     assert not without_table(world, 1)
     begin(world, 2)
+    assert not without_table(world, 1)
+    begin(world, 3)
     assert without_table(world, 1)
 
 
@@ -332,4 +334,4 @@ def test_no_flow_ever_moves(bed: Bed, settler: Settler, forwarding: str, seed: i
             by_slot += without_table(world, open_flows[-1])
         else:
             world.both(tcp_frame(client(source.choice(open_flows)), VIP, ACK))
-    assert by_slot > 10
+    assert by_slot > 4
