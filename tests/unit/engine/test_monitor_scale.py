@@ -22,6 +22,7 @@ from fairlead.model.pool import HealthMonitor, MonitorType
 from fairlead.policy.health import Transition
 from fairlead.probes.registry import probe
 from support.wait import until_later
+from support.yardstick import slowness
 
 pytestmark = pytest.mark.serial
 
@@ -87,10 +88,12 @@ def test_ten_thousand_servers_a_second_cost_less_than_one_core() -> None:
     async def main() -> None:
         with accepting() as (_, port):
             async with watching(10_000, port) as watch:
+                slow = slowness()
                 watch.results, used_s = 0, time.process_time()
                 await asyncio.sleep(3)
                 cost_s = (time.process_time() - used_s) / watch.results
-        assert cost_s * 10_000 < 1.0, f"{cost_s * 1e6:.0f} us of CPU per probe"
+                slow = max(slow, slowness())
+        assert cost_s * 10_000 < slow, f"{cost_s * 1e6:.0f} us of CPU per probe, on a machine {slow:.1f} x as slow"
 
     asyncio.run(main())
 
