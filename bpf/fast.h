@@ -52,6 +52,15 @@ static __always_inline void plain_link(struct ethhdr *eth, const struct fl_hop *
 	__builtin_memcpy(eth->h_source, hop->smac, ETH_ALEN);
 }
 
+/* `change`: of what a transport checksum is over. */
+static __always_inline void plain_sum(__u8 proto, struct tcphdr *tcp, struct udphdr *udp, __u64 change)
+{
+	if (proto == IPPROTO_TCP)
+		tcp->check = checksum_after(tcp->check, change);
+	else if (udp->check)
+		udp->check = udp_checksum_after(udp->check, change);
+}
+
 /* The source or the destination of a plain packet changes; the TTL goes down by one. */
 static __always_inline void plain_rewrite(const struct plain *p, _Bool source, __be32 addr, __be16 port)
 {
@@ -68,10 +77,7 @@ static __always_inline void plain_rewrite(const struct plain *p, _Bool source, _
 	/* TTL is the first byte of its word: one less there is 0x0100 less, in network order. */
 	p->ip->ttl--;
 	p->ip->check = checksum_after(p->ip->check, address + (__u16)~bpf_htons(0x0100));
-	if (p->ip->protocol == IPPROTO_TCP)
-		p->tcp->check = checksum_after(p->tcp->check, transport);
-	else if (p->udp->check)
-		p->udp->check = udp_checksum_after(p->udp->check, transport);
+	plain_sum(p->ip->protocol, p->tcp, p->udp, transport);
 }
 
 /* A checksum that was left to the hardware (partial.h). */

@@ -28,10 +28,7 @@ static __always_inline void plain_rewrite6(const struct plain6 *p, _Bool source,
 		p->tcp->dest = port;
 	}
 	p->ip->hop_limit--;
-	if (p->ip->nexthdr == IPPROTO_TCP)
-		p->tcp->check = checksum_after(p->tcp->check, change);
-	else if (p->udp->check)
-		p->udp->check = udp_checksum_after(p->udp->check, change);
+	plain_sum(p->ip->nexthdr, p->tcp, p->udp, change);
 }
 
 static __always_inline _Bool plain_unfinished6(const struct plain6 *p)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import abi, notes, pins
+from fairlead.dataplane.xdp import abi, notes
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.flows import Found
 from fairlead.dataplane.xdp.kernel import Kernel
@@ -20,8 +19,7 @@ from fairlead.model.state import ForwardingState
 from fairlead.policy import tables
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
 from support.packets import ACK, SYN, tcp_frame
-from support.xdp import ip, own_namespace
-from support.xdp_plane import plane
+from support.xdp_plane import forwarding_host, plane
 from unit.dataplane.contract import bring
 
 pytestmark = pytest.mark.root
@@ -31,17 +29,8 @@ Events = list[tuple[str, str, str]]
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    with own_namespace():
-        ip("link", "set", "lo", "up")
-        ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
-        for name in ("eth0", "far0"):
-            ip("link", "set", name, "up")
-        for address in ("192.0.2.10/24", "10.0.0.254/24", "2001:db8::10/64", "fd00::fe/64"):
-            ip("addr", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    with forwarding_host("192.0.2.10/24", "10.0.0.254/24", "2001:db8::10/64", "fd00::fe/64"):
         yield
-        pins.cleanup()
 
 
 def state(forwarding: Forwarding, *, first: int, count: int) -> ForwardingState:

@@ -38,8 +38,8 @@ from fairlead.policy import tables
 from fairlead.policy.plan import plan
 from support import xdp
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
-from support.xdp import ip, own_namespace
-from support.xdp_plane import opened_plane, plane
+from support.xdp import ip
+from support.xdp_plane import forwarding_host, opened_plane, plane
 from unit.dataplane.contract import bring, same
 
 pytestmark = pytest.mark.root
@@ -48,16 +48,8 @@ VIP = "192.0.2.10:80"
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    with own_namespace():
-        ip("link", "set", "lo", "up")
-        ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
-        for name in ("eth0", "far0"):
-            ip("link", "set", name, "up")
-        ip("addr", "add", "192.0.2.10/24", "dev", "eth0")
-        ip("addr", "add", "10.0.0.254/24", "dev", "eth0")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    with forwarding_host("192.0.2.10/24", "10.0.0.254/24"):
         yield
-        pins.cleanup()
 
 
 def state(

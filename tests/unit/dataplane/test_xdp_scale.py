@@ -12,19 +12,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import pins
 from fairlead.model.service import Forwarding
 from fairlead.model.state import DeleteTable, ForwardingState, ObservedState, Plan, PutService, PutTable
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
 from support.packets import ACK, tcp_frame
-from support.xdp import ip, own_namespace
-from support.xdp_plane import opened_plane
+from support.xdp_plane import forwarding_host, opened_plane
 from unit.dataplane.contract import bring
 
 pytestmark = [pytest.mark.root, pytest.mark.serial, pytest.mark.timeout(300)]
@@ -35,15 +32,8 @@ log = logging.getLogger(__name__)
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    with own_namespace():
-        ip("link", "set", "lo", "up")
-        ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
-        for name in ("eth0", "far0"):
-            ip("link", "set", name, "up")
-        ip("addr", "add", "10.0.0.1/8", "dev", "eth0")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    with forwarding_host("10.0.0.1/8"):
         yield
-        pins.cleanup()
 
 
 def many() -> ForwardingState:

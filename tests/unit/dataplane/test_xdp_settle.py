@@ -7,11 +7,10 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import abi, pins, records, settle
+from fairlead.dataplane.xdp import abi, records, settle
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.records import u32
 from fairlead.model.net import AddressRange, Endpoint, FlowQuestion, Protocol
@@ -20,8 +19,7 @@ from fairlead.model.state import ForwardingState, ServiceMode
 from fairlead.policy import tables
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
 from support.packets import SYN, tcp_frame
-from support.xdp import ip, own_namespace
-from support.xdp_plane import opened_plane, plane
+from support.xdp_plane import forwarding_host, opened_plane, plane
 from unit.dataplane.contract import bring
 
 SERVERS = ("10.0.0.1:8080", "10.0.0.2:8080")
@@ -31,16 +29,8 @@ HERTZ = 250
 @pytest.fixture
 def namespace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("fairlead.dataplane.xdp.driver.SCAN_S", 0.0)
-    with own_namespace():
-        ip("link", "set", "lo", "up")
-        ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
-        for name in ("eth0", "far0"):
-            ip("link", "set", name, "up")
-        ip("addr", "add", "192.0.2.10/24", "dev", "eth0")
-        ip("addr", "add", "10.0.0.254/24", "dev", "eth0")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    with forwarding_host("192.0.2.10/24", "10.0.0.254/24"):
         yield
-        pins.cleanup()
 
 
 @pytest.fixture
