@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from bench.packet.harness import ETHERNET, Traffic
-from fairlead.dataplane.xdp.libbpf.library import possible_cpus
+from fairlead.dataplane.xdp.libbpf.binding import possible_cpus
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
 from fairlead.errors import DataPlaneError
 from support.packets import Address, checksum

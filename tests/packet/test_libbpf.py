@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.xdp import abi
-from fairlead.dataplane.xdp.libbpf import library
+from fairlead.dataplane.xdp.libbpf.binding import library as shared_object
+from fairlead.dataplane.xdp.libbpf.binding import possible_cpus
 from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link, attached_program
 from fairlead.dataplane.xdp.libbpf.maps import EXIST, NOEXIST, BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
@@ -93,11 +94,11 @@ def test_memory_is_shared(loaded: LoadedObject) -> None:
 def test_every_cpu_has_its_value(loaded: LoadedObject) -> None:
     traffic = loaded.maps["server_traffic"]
     size = abi.Traffic.LAYOUT.size
-    traffic.put(key(3), abi.Traffic(1, 2, 3, 4, 5).pack() * library.possible_cpus())
+    traffic.put(key(3), abi.Traffic(1, 2, 3, 4, 5).pack() * possible_cpus())
     raw = traffic.get(key(3))
     assert raw is not None
-    assert len(raw) == size * library.possible_cpus()
-    assert abi.sum_traffic(raw) == abi.Traffic(*(n * library.possible_cpus() for n in (1, 2, 3, 4, 5)))
+    assert len(raw) == size * possible_cpus()
+    assert abi.sum_traffic(raw) == abi.Traffic(*(n * possible_cpus() for n in (1, 2, 3, 4, 5)))
 
 
 def test_constants_are_set() -> None:
@@ -188,10 +189,10 @@ def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     def absent(*_: object, **__: object) -> None:
         raise OSError("libbpf.so.1: cannot open shared object file")
 
-    library.library.cache_clear()
+    shared_object.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", absent)
     with pytest.raises(UnsupportedFeature, match="apt-get install libbpf1"):
-        library.library()
+        shared_object()
 
 
 def test_missing_capabilities_say_what_to_do() -> None:

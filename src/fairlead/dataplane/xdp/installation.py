@@ -21,7 +21,7 @@ from fairlead.dataplane.xdp.flows import FlowTable
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host, some
 from fairlead.dataplane.xdp.kernel import Build, Kernel
-from fairlead.dataplane.xdp.libbpf.library import possible_cpus
+from fairlead.dataplane.xdp.libbpf.binding import possible_cpus
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.links import GENERIC
 from fairlead.dataplane.xdp.programs import Programs

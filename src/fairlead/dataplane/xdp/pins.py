@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fairlead.dataplane.xdp.interfaces import name_of
-from fairlead.dataplane.xdp.libbpf.library import mount_bpffs
+from fairlead.dataplane.xdp.libbpf.binding import mount_bpffs
 from fairlead.errors import UnsupportedFeature
 
 BPFFS = Path("/sys/fs/bpf")

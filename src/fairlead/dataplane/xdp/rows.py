@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from fairlead.dataplane.base import ServerCounters, ServiceCounters
 from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
-from fairlead.dataplane.xdp.libbpf.library import possible_cpus
+from fairlead.dataplane.xdp.libbpf.binding import possible_cpus
 
 
 class Traffic:

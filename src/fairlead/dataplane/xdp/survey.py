@@ -15,7 +15,7 @@ from pathlib import Path
 from fairlead.dataplane.xdp import pins
 from fairlead.dataplane.xdp.devices import Devices
 from fairlead.dataplane.xdp.host import Host, Routes, read_switches, read_sysctls
-from fairlead.dataplane.xdp.libbpf import library
+from fairlead.dataplane.xdp.libbpf import binding
 from fairlead.dataplane.xdp.libbpf.programs import program_by_id
 from fairlead.dataplane.xdp.links import pinned_program
 from fairlead.dataplane.xdp.programs import Programs
@@ -59,7 +59,7 @@ def survey(configuration: Configuration, destinations: Iterable[IPAddress], prog
         missing=tuple(it for it in configuration.xdp.interfaces or () if it not in nics),
         capabilities=_capabilities(),
         release=_release(os.uname().release),
-        libbpf=library.trouble(),
+        libbpf=binding.trouble(),
         program=programs.forward.exists(),
         bpffs=pins.is_bpffs(pins.BPFFS),
         pass_program=str(own),

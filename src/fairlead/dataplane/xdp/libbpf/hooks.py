@@ -7,7 +7,7 @@ import ctypes
 import errno
 import os
 
-from fairlead.dataplane.xdp.libbpf.library import Held, check, library, read_info
+from fairlead.dataplane.xdp.libbpf.binding import Held, check, library, read_info
 from fairlead.dataplane.xdp.libbpf.programs import Program
 
 XDP_NATIVE, XDP_GENERIC = 1 << 2, 1 << 1  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE

@@ -8,7 +8,7 @@ import errno
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 
-from fairlead.dataplane.xdp.libbpf.library import ENOTSUPP, Held, check, library, possible_cpus, read_info
+from fairlead.dataplane.xdp.libbpf.binding import ENOTSUPP, Held, check, library, possible_cpus, read_info
 from fairlead.errors import DataPlaneError
 
 ANY, NOEXIST, EXIST = 0, 1, 2  # flags of an update

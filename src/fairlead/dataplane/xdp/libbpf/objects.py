@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fairlead.dataplane.xdp.libbpf.library import ENOTSUPP, check, error_of, library, pointer
+from fairlead.dataplane.xdp.libbpf.binding import ENOTSUPP, check, error_of, library, pointer
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.programs import Program
 from fairlead.errors import DataPlaneError, UnsupportedFeature, VerifierRejected

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from fairlead.dataplane.xdp.libbpf.library import Held, check, library, read_info
+from fairlead.dataplane.xdp.libbpf.binding import Held, check, library, read_info
 from fairlead.errors import DataPlaneError
 
 
