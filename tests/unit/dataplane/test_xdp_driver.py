@@ -198,6 +198,16 @@ async def test_an_interface_without_native_mode_gets_generic_mode_and_a_warning(
         assert ("xdp_generic", "lo") in {event[:2] for event in events}
 
 
+async def test_a_large_mtu_gets_generic_mode_and_a_warning_that_names_it() -> None:
+    for name in ("eth0", "far0"):
+        ip("link", "set", name, "mtu", "9000")
+    events: list[tuple[str, str, str]] = []
+    async with opened_plane(events) as made:
+        await bring(made, state())
+        assert attached_program(index(), XDP_GENERIC)
+        assert any(kind == "xdp_generic" and "MTU" in says for kind, _, says in events)
+
+
 async def test_native_mode_is_refused_where_there_is_none() -> None:
     async with opened_plane(interfaces=("lo",), mode="native") as made:
         with pytest.raises(DataPlaneError, match=r"XDP cannot be attached to lo .native mode.*generic works"):

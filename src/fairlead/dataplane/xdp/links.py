@@ -91,7 +91,8 @@ class Links:
             self._event(
                 "xdp_generic",
                 name,
-                f"its driver has no native XDP ({why}); generic mode works, but at a fraction of the speed",
+                f"no native XDP there ({why}): its driver has none, or none for an MTU above about 3,500; "
+                "generic mode works, but at a fraction of the speed",
             )
 
     def detach(self, index: int) -> None:
