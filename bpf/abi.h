@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define FL_XDP_ABI 2u
+#define FL_XDP_ABI 3u
 
 #define FL_HOP_BITS 10u
 #define FL_HOPS (1u << FL_HOP_BITS) /* next hops a CPU remembers */
@@ -58,11 +58,19 @@ struct fl_flow {
 };
 
 /*
- * flows4, flows6: open addressing in an array of 2^n entries, so that a flow is found in one cache line and the
- * agent can read the table as memory. An entry stands in one of FL_PROBES places from its home on; homes are
- * even, so that the first two places share a line.
+ * flows4, flows6: open addressing in an array of 2^n blocks of two cache lines, so that a flow is found in one line
+ * and the agent can read the table as memory. The first line has the entries, two of IPv4 or one of IPv6; what few
+ * packets need of them stands in the second, which processors fetch along with the first.
+ *
+ * An entry stands in one of FL_PROBES places from its home, a block, on. Flows whose source ports differ in nothing
+ * but their low bits have homes in one region, a page: clients take ports in turn, so the translation of its address
+ * is at hand when the next one begins. Where that makes a home crowded, an entry stands in one of as many places
+ * elsewhere, in blocks each a region further, and the block that is its home says so.
  */
 #define FL_PROBES 8u
+#define FL_PLACES4 2u		 /* entries of a block of IPv4 */
+#define FL_REGION_BITS 5u	 /* of the number of a block: 32 are 4 KiB */
+#define FL_NEIGHBOURS 0x1f00ull	 /* the low five bits of a source port, as they stand in memory */
 
 struct fl_flow4 {
 	__be32 src, dst; /* the tuple of a packet as it arrives */
@@ -77,33 +85,46 @@ struct fl_flow6 {
 	__u32 reserved[2];
 };
 
-/*
- * details4, details6: by the same index, what few packets need. near: our side, far: the client. TO_SERVER of
- * fullnat: near is what we send from. TO_CLIENT: near is the VIP, far (fullnat) the client.
- */
-struct fl_details4 {
+struct fl_usage {
 	__u64 octets; /* octets and packets only with the switch `accounting` */
 	__u32 packets;
 	__u32 born;
-	__be32 near, far;
-	__be16 near_port, far_port;
-	__u32 reserved;
-};
-
-struct fl_details6 {
-	__u64 octets;
-	__u32 packets;
-	__u32 born;
-	struct fl_addr near, far;
-	__be16 near_port, far_port;
-	__u32 reserved[3];
 };
 
 /*
- * touched: a word per FL_PLACES_PER_WORD entries of flows4, see touched.h. From the lowest bit on: flags of flows,
+ * near: our side, far: the client. TO_SERVER of fullnat: near is what we send from. TO_CLIENT: near is the VIP, far
+ * (fullnat) the client.
+ */
+struct fl_details4 {
+	struct fl_usage usage;
+	__be32 near, far;
+	__be16 near_port, far_port;
+	__u32 elsewhere; /* in the first of a block: flows whose home it is stand elsewhere */
+};
+
+struct fl_details6 {
+	struct fl_usage usage;
+	struct fl_addr near, far;
+	__be16 near_port, far_port;
+	__u32 elsewhere;
+	__u32 reserved[2];
+};
+
+struct fl_block4 {
+	struct fl_flow4 entry[FL_PLACES4];
+	struct fl_details4 details[FL_PLACES4];
+};
+
+struct fl_block6 {
+	struct fl_flow6 entry;
+	struct fl_details6 details;
+};
+
+/*
+ * touched: a word per FL_BLOCKS_PER_WORD blocks of flows4, see touched.h. From the lowest bit on: flags of flows,
  * two marks, and the epoch in the upper eight bits.
  */
-#define FL_PLACES_PER_WORD 8u
+#define FL_BLOCKS_PER_WORD 4u
 #define FL_MARK_BITS 54u
 
 /*

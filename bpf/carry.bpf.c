@@ -6,6 +6,7 @@
  */
 #include "common.h"
 #include "flow.h"
+#include "store.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -15,34 +16,12 @@ struct {
 	__type(value, struct fl_carried);
 } carried SEC(".maps");
 
-static __always_inline void keep_age4(__u32 index, const struct fl_carried *from)
-{
-	struct fl_details4 *details = bpf_map_lookup_elem(&details4, &index);
-
-	if (!details)
-		return;
-	details->born = from->born;
-	details->packets = from->packets;
-	details->octets = from->octets;
-}
-
-static __always_inline void keep_age6(__u32 index, const struct fl_carried *from)
-{
-	struct fl_details6 *details = bpf_map_lookup_elem(&details6, &index);
-
-	if (!details)
-		return;
-	details->born = from->born;
-	details->packets = from->packets;
-	details->octets = from->octets;
-}
-
 /* A function of its own, so that the verifier looks at it once and not for every flow. */
 __noinline int carry_one(__u32 number)
 {
 	struct fl_carried *from = bpf_map_lookup_elem(&carried, &number);
 	struct scratch *work = get_scratch();
-	__u32 index = 0;
+	struct fl_usage *usage;
 
 	if (!from || !work)
 		return -1;
@@ -68,12 +47,11 @@ __noinline int carry_one(__u32 number)
 	if (flow_store(1))
 		return 0;
 	from->stored = 1;
-	if (!flow_find(&work->tuple, &work->found, &index))
+	if (!flow_find(&work->tuple, &work->found, &usage))
 		return 0;
-	if (from->family == 4)
-		keep_age4(index, from);
-	else
-		keep_age6(index, from);
+	usage->born = from->born;
+	usage->packets = from->packets;
+	usage->octets = from->octets;
 	return 0;
 }
 

@@ -9,10 +9,10 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 32768);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct fl_flow4);
+	__type(value, struct fl_block4);
 } flows4 SEC(".maps");
 
 struct {
@@ -20,7 +20,7 @@ struct {
 	__uint(max_entries, 65536);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct fl_flow6);
+	__type(value, struct fl_block6);
 } flows6 SEC(".maps");
 
 struct {
@@ -48,9 +48,9 @@ struct {
 
 /* Mirrored in dataplane/xdp/census.py. */
 struct request {
-	__u32 first, count; /* entries of both tables */
+	__u32 first, count; /* blocks of both tables */
 	__u32 jiffies;	    /* out */
-	__u32 live;	    /* out: of these entries */
+	__u32 live;	    /* out: of these blocks */
 };
 
 struct walk {
@@ -84,22 +84,23 @@ static __always_inline void account(struct walk *walk, const struct fl_flow *flo
 static long look4(__u32 offset, struct walk *walk)
 {
 	__u32 index = walk->first + offset;
-	struct fl_flow4 *entry = bpf_map_lookup_elem(&flows4, &index);
+	struct fl_block4 *block = bpf_map_lookup_elem(&flows4, &index);
 
-	if (!entry)
+	if (!block)
 		return 1;
-	account(walk, &entry->flow);
+	for (__u32 i = 0; i < FL_PLACES4; i++)
+		account(walk, &block->entry[i].flow);
 	return 0;
 }
 
 static long look6(__u32 offset, struct walk *walk)
 {
 	__u32 index = walk->first + offset;
-	struct fl_flow6 *entry = bpf_map_lookup_elem(&flows6, &index);
+	struct fl_block6 *block = bpf_map_lookup_elem(&flows6, &index);
 
-	if (!entry)
+	if (!block)
 		return 1;
-	account(walk, &entry->flow);
+	account(walk, &block->entry.flow);
 	return 0;
 }
 

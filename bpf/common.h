@@ -10,8 +10,8 @@
 const volatile __u32 hop_ttl = 10;		/* jiffies a next hop is believed; 0: ask for every packet */
 const volatile __u32 fragment_ttl = 7500;	/* jiffies a fragment's way is remembered */
 const volatile _Bool multi_buffer = 0;		/* loaded with BPF_F_XDP_HAS_FRAGS: a packet may have more than one buffer */
-const volatile __u32 flow4_mask = 65535;	/* entries of the flow tables, less one */
-const volatile __u32 flow6_mask = 65535;
+const volatile __u32 block4_mask = 32767;	/* blocks of the flow tables, less one */
+const volatile __u32 block6_mask = 65535;
 const volatile __u32 touched_mask = 8191;	/* words of `touched`, less one */
 const volatile __u32 touch_shift = 11;		/* an epoch of `touched` is 1 << touch_shift jiffies */
 const volatile _Bool accounting = 0;		/* count packets and octets of every flow: one more cache line a packet */
@@ -71,6 +71,7 @@ struct scratch {
 	struct route route, outer;
 	struct tuple tuple;
 	struct flow flow, found, known;
+	__u32 rank, place; /* the best place so far for that flow; kept here, the verifier need not tell them apart */
 	__u32 octets; /* of the packet that makes the flow to be stored; 0: another packet's */
 	__u32 by_slot;	/* the server of the flow to be stored is the one that its slot names */
 	__u32 replaces; /* the packet's tuple has an entry, though not one that decides */

@@ -10,6 +10,7 @@
 #include "flow.h"
 #include "nexthop.h"
 #include "select.h"
+#include "store.h"
 
 #define PORT_TRIES 64
 #define PARTNER_SHIFT 6 /* a flow's other direction is kept alive once per 64 jiffies */
@@ -94,7 +95,8 @@ __noinline int claim_port(const struct packet *p, struct route *r, const struct 
 	struct fl_settings *set = get_settings();
 	struct scratch *work = get_scratch();
 	struct fl_cpu *cpu = this_cpu();
-	__u32 span, first, addresses, offset, unused;
+	struct fl_usage *unused;
+	__u32 span, first, addresses, offset;
 	int why = PORTS_USED;
 
 	if (!p || !r || !entry || !set || !cpu || !work || !set->cpus)
@@ -241,7 +243,7 @@ __noinline int keep_partner(const struct packet *p, const struct route *r, const
 {
 	struct scratch *work = get_scratch();
 	struct fl_flow *partner;
-	__u32 unused;
+	struct fl_usage *unused;
 
 	if (!p || !r || !entry || !work)
 		return -1;
@@ -280,7 +282,8 @@ static __always_inline int keep_both(const struct packet *p, const struct route 
 
 /* `lookup_only`: the packet is about the flow (ICMP) and must not change it. */
 static __always_inline int known_to_server(const struct packet *p, struct route *r, struct fl_flow *entry, struct flow *flow,
-					   __u32 index, const struct fl_service *service, __u32 time, int lookup_only)
+					   struct fl_usage *usage, const struct fl_service *service, __u32 time,
+					   int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
 	_Bool both_ways;
@@ -299,7 +302,7 @@ static __always_inline int known_to_server(const struct packet *p, struct route 
 	verdict = route_to_server(r, p, server, flow);
 	if (verdict != ROUTED || lookup_only)
 		return verdict;
-	flow_touch(entry, p, index, time);
+	flow_touch(entry, usage, p, time);
 	both_ways = r->forwarding == FL_FULLNAT || (r->forwarding == FL_NAT && server->flags & FL_SERVER_AMBIGUOUS);
 	if (both_ways && keep_both(p, r, entry, flow, time) && r->forwarding == FL_FULLNAT)
 		return MISSED; /* its source port went to another flow while this one was evicted */
@@ -307,7 +310,7 @@ static __always_inline int known_to_server(const struct packet *p, struct route 
 }
 
 static __always_inline int known_to_client(const struct packet *p, struct route *r, struct fl_flow *entry, struct flow *flow,
-					   __u32 index, __u32 time, int lookup_only)
+					   struct fl_usage *usage, __u32 time, int lookup_only)
 {
 	struct fl_server *server = bpf_map_lookup_elem(&servers, &r->server);
 
@@ -323,7 +326,7 @@ static __always_inline int known_to_client(const struct packet *p, struct route 
 		return counted(FL_DROP_SERVER_RESET, XDP_DROP);
 	if (lookup_only)
 		return ROUTED;
-	flow_touch(entry, p, index, time);
+	flow_touch(entry, usage, p, time);
 	keep_both(p, r, entry, flow, time);
 	return ROUTED;
 }
@@ -334,14 +337,15 @@ __noinline int known_flow(const struct packet *p, struct route *r, int lookup_on
 	struct scratch *work = get_scratch();
 	struct fl_service *service;
 	struct fl_flow *entry;
-	__u32 time = now(), index = 0;
+	struct fl_usage *usage;
+	__u32 time = now();
 	struct flow *flow;
 
 	if (!p || !r || !work)
 		return MISSED;
 	flow = &work->known;
 	tuple_of(&work->tuple, p);
-	entry = flow_find(&work->tuple, flow, &index);
+	entry = flow_find(&work->tuple, flow, &usage);
 	work->replaces = !!entry;
 	if (!entry)
 		return MISSED;
@@ -356,9 +360,9 @@ __noinline int known_flow(const struct packet *p, struct route *r, int lookup_on
 	}
 	r->forwarding = service->forwarding;
 	if (flow->entry.kind == FL_TO_SERVER)
-		return known_to_server(p, r, entry, flow, index, service, time, lookup_only);
+		return known_to_server(p, r, entry, flow, usage, service, time, lookup_only);
 	if (flow->entry.kind == FL_TO_CLIENT)
-		return known_to_client(p, r, entry, flow, index, time, lookup_only);
+		return known_to_client(p, r, entry, flow, usage, time, lookup_only);
 	if (!lookup_only)
 		entry->seen = time;
 	return counted(FL_PASS_DIRECT, XDP_PASS);
@@ -412,8 +416,9 @@ __noinline int direct(const struct packet *p)
 {
 	struct scratch *work = get_scratch();
 	struct fl_reply *reply;
+	struct fl_usage *unused;
 	struct fl_flow *found;
-	__u32 time = now(), unused;
+	__u32 time = now();
 
 	if (!p || !work)
 		return XDP_PASS;

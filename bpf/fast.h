@@ -145,7 +145,8 @@ struct plain_flow {
 	struct touch touch;
 	struct fl_service *service;
 	struct fl_flow *entry; /* NULL: the flow table was not asked */
-	__u32 service_id, server_id, index, seen;
+	struct fl_usage *usage; /* beside it */
+	__u32 service_id, server_id, seen;
 	__u16 generation;
 	__u8 state;
 };
@@ -179,11 +180,13 @@ static __always_inline int plain_settled(struct plain_flow *flow, const struct p
 }
 
 /* By an entry; -1: it does not decide. `before`: its lock, when its key was compared. */
-static __always_inline int plain_entry(struct plain_flow *flow, struct fl_flow *entry, __u16 before, __u32 time)
+static __always_inline int plain_entry(struct plain_flow *flow, struct fl_flow *entry, struct fl_usage *usage, __u16 before,
+				       __u32 time)
 {
 	if (entry->kind != FL_TO_SERVER)
 		return -1;
 	flow->entry = entry;
+	flow->usage = usage;
 	flow->service_id = entry->service;
 	flow->server_id = entry->server;
 	flow->generation = entry->generation;
@@ -197,11 +200,12 @@ static __always_inline int plain_entry(struct plain_flow *flow, struct fl_flow *
 
 static __always_inline int plain_known(struct plain_flow *flow, const struct plain *p)
 {
+	struct fl_details4 *details;
 	struct fl_flow4 *found;
 	__u16 before;
 
-	found = find4(flow->addresses, flow->rest, flow->hash, &flow->index, &before);
-	return found ? plain_entry(flow, &found->flow, before, p->time) : -1;
+	found = find4(flow->addresses, flow->rest, flow->hash, &details, &before);
+	return found ? plain_entry(flow, &found->flow, &details->usage, before, p->time) : -1;
 }
 
 /* The next hop to a server by which a packet of `family` goes as it is; NULL: it is not plain. */
@@ -229,7 +233,7 @@ static __always_inline void plain_touch(const struct plain_flow *flow, __u8 fami
 		flow->entry->seen = time;
 	if (flow->state != state)
 		flow->entry->state = state;
-	account(flow->index, family, ip_len);
+	account(flow->usage, ip_len);
 	if (family == 4 && proto == IPPROTO_TCP && state == FL_OPEN)
 		touch_set(&flow->touch);
 }

@@ -70,11 +70,12 @@ static __always_inline int plain_known6(struct plain_flow *flow, const struct pl
 {
 	struct tuple t = { .src = p->src, .dst = p->dst, .sport = p->tcp->source, .dport = p->tcp->dest,
 			   .proto = p->ip->nexthdr, .family = 6 };
+	struct fl_details6 *details;
 	struct fl_flow6 *found;
 	__u16 before;
 
-	found = find6(&t, set, &flow->index, &before);
-	return found ? plain_entry(flow, &found->flow, before, p->time) : -1;
+	found = find6(&t, hash6(&t, set), &details, &before);
+	return found ? plain_entry(flow, &found->flow, &details->usage, before, p->time) : -1;
 }
 
 static __always_inline int plain_request6(struct xdp_md *ctx, const struct plain6 *p)

@@ -13,7 +13,7 @@
 
 /* Mirrored in dataplane/xdp/settle.py. */
 struct request {
-	__u32 first, count; /* words, or entries of flows4 */
+	__u32 first, count; /* words, or blocks of flows4 */
 	__u32 mark;	    /* 0 or 1 */
 	__u32 strays;	    /* out */
 };
@@ -63,24 +63,32 @@ static __always_inline __u32 named_by_slot(const struct fl_flow4 *entry, __u32 *
 	return server_in_slot(word, size, slot_of(hash, size));
 }
 
-static long mark_entry(__u32 offset, struct walk *walk)
+static __always_inline void mark_entry(const struct fl_flow4 *entry, const struct fl_settings *set, struct walk *walk)
 {
-	__u32 index = walk->first + offset, service_id = 0, server_id;
-	struct fl_flow4 *entry = bpf_map_lookup_elem(&flows4, &index);
-	struct fl_settings *set = get_settings();
+	__u32 service_id = 0, server_id;
 	__u64 *word;
 
-	if (!entry || !set)
-		return 1;
 	if (entry->flow.kind != FL_TO_SERVER || entry->flow.proto != IPPROTO_TCP || !flow_alive(&entry->flow, walk->time))
-		return 0;
+		return;
 	server_id = named_by_slot(entry, &service_id);
 	if (!server_id || (entry->flow.service == service_id && entry->flow.server == server_id))
-		return 0;
+		return;
 	word = touch_word(hash4(two(entry->src, entry->dst), ports_proto(entry->sport, entry->dport, IPPROTO_TCP), set));
 	if (word)
 		__sync_fetch_and_or(word, walk->mark);
 	walk->strays++;
+}
+
+static long mark_block(__u32 offset, struct walk *walk)
+{
+	struct fl_settings *set = get_settings();
+	__u32 index = walk->first + offset;
+	struct fl_block4 *block = bpf_map_lookup_elem(&flows4, &index);
+
+	if (!block || !set)
+		return 1;
+	for (__u32 i = 0; i < FL_PLACES4; i++)
+		mark_entry(&block->entry[i], set, walk);
 	return 0;
 }
 
@@ -100,7 +108,7 @@ int mark(struct request *request)
 	struct walk walk;
 
 	walk_start(&walk, request);
-	bpf_loop(request->count, mark_entry, &walk, 0);
+	bpf_loop(request->count, mark_block, &walk, 0);
 	request->strays = walk.strays;
 	return 0;
 }

@@ -31,10 +31,10 @@ static __always_inline __u64 flag_of(__u64 spread)
 	return 1ull << ((spread & 63) * FL_MARK_BITS >> 6);
 }
 
-/* `hash`: of the flow table. */
+/* `hash`: of the flow table; flows that begin near each other there are near each other here. */
 static __always_inline __u64 *touch_word(__u64 hash)
 {
-	__u32 index = hash & touched_mask;
+	__u32 index = (__u32)hash / FL_BLOCKS_PER_WORD & touched_mask;
 
 	return bpf_map_lookup_elem(&touched, &index);
 }

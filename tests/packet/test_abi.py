@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.flows import TABLES
 from fairlead.dataplane.xdp.layout import Record
 from support.xdp import ROOT
 
@@ -28,7 +29,15 @@ NUMBERS = {
     "FL_SLOT_UNIT": abi.SLOT_UNIT,
     "FL_WINDOW_SHIFT": abi.WINDOW_SHIFT,
     "FL_PROBES": abi.PROBES,
-    "FL_PLACES_PER_WORD": abi.PLACES_PER_WORD,
+    "FL_PLACES4": abi.PLACES4,
+    "FL_REGION_BITS": abi.REGION_BITS,
+    "FL_NEIGHBOURS": abi.NEIGHBOURS,
+    "FL_BLOCKS_PER_WORD": abi.BLOCKS_PER_WORD,
+    "sizeof(struct fl_block4)": TABLES["flows4"].entries.block,
+    "sizeof(struct fl_block6)": TABLES["flows6"].entries.block,
+    "__builtin_offsetof(struct fl_block4, entry[1])": TABLES["flows4"].entries.offset(1),
+    "__builtin_offsetof(struct fl_block4, details[1])": TABLES["flows4"].details.offset(1),
+    "__builtin_offsetof(struct fl_block6, details)": TABLES["flows6"].details.offset(0),
     "FL_MARK_BITS": abi.MARK_BITS,
     "FL_SETTLED": abi.SETTLED,
     "FL_TRIES": abi.TRIES,
@@ -48,9 +57,11 @@ NUMBERS = {
 
 
 def c_path(record: type[Record], member: str) -> str:
-    """The member as C names it: those of struct fl_flow and struct fl_server stand inside."""
+    """The member as C names it: those of struct fl_flow, fl_usage and fl_server stand inside."""
     if record in (abi.Flow4, abi.Flow6):
         return member if member in ("src", "dst", "sport", "dport") else f"flow.{member}"
+    if record in (abi.Details4, abi.Details6) and member in ("octets", "packets", "born"):
+        return f"usage.{member}"
     if record is abi.WayRecord and member in ("addr", "server_family", "source", "spread"):
         return f"server.{member.removeprefix('server_')}"
     return member

@@ -35,7 +35,7 @@ from support.packets import (
     udp_frame,
 )
 from support.wait import until
-from support.xdp import INSIDE, SEED, Bed, ip, open_bed
+from support.xdp import INSIDE, SEED, Bed, flows_of, ip, open_bed
 
 pytestmark = pytest.mark.root
 
@@ -132,10 +132,7 @@ def test_the_choice_is_that_of_the_policy(world: World, version: int, by_source:
 
 
 def states(bed: Bed) -> list[abi.State]:
-    with bed.maps["flows4"].memory() as memory:
-        size = abi.Flow4.LAYOUT.size
-        rows = (abi.Flow4.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at + 13])
-        return [abi.State(row.state) for row in rows]
+    return [abi.State(it.entry.state) for it in flows_of(bed.maps)]
 
 
 def test_states_follow_the_packets(world: World) -> None:
@@ -494,11 +491,8 @@ def test_single_flows_are_counted_on_demand(namespace: None, fast: int) -> None:
         for flags in (SYN, ACK, ACK, ACK):
             world.send(tcp_frame("192.0.2.1:1", VIP, flags, bytes(10)))
             world.send(tcp_frame("[2001:db8:c::1]:1", "[2001:db8::100]:80", flags, bytes(10)))
-        for name, record, octets in (("details4", abi.Details4, 50), ("details6", abi.Details6, 70)):
-            with bed.maps[name].memory() as memory:
-                size = record.LAYOUT.size
-                rows = [record.unpack(memory[at : at + size]) for at in range(0, len(memory), size) if memory[at]]
-            assert [(row.packets, row.octets) for row in rows] == [(4, 4 * octets)]
+        counts = [(it.details.packets, it.details.octets) for it in flows_of(bed.maps)]
+        assert counts == [(4, 4 * 50), (4, 4 * 70)]
 
 
 def test_ambiguous_flows_keep_both_directions_alive(world: World) -> None:

@@ -103,7 +103,7 @@ def test_every_cpu_has_its_value(loaded: LoadedObject) -> None:
 
 def test_constants_are_set() -> None:
     """By name, whatever their size and place."""
-    with LoadedObject(program_object(), constants={"hop_ttl": 7, "fast_path": 0, "flow6_mask": 1023}) as opened:
+    with LoadedObject(program_object(), constants={"hop_ttl": 7, "fast_path": 0, "block6_mask": 1023}) as opened:
         raw = BpfMap(os.dup(_rodata(opened))).get(key(0))
     assert raw is not None
     with LoadedObject(program_object()) as untouched:

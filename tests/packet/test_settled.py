@@ -14,6 +14,7 @@ from ipaddress import ip_address
 import pytest
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.flows import TABLES
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.settle import Settler
 from fairlead.model.net import Endpoint, Protocol
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.root
 
 SERVERS = tuple(range(1, 8))
 SIZE = 251
+ROWS = TABLES["flows4"].entries
 SLOTS = tuple(n % 7 for n in range(SIZE))
 VIP = "10.0.0.100:80"
 MARKS = 3 << abi.MARK_BITS
@@ -83,11 +85,10 @@ def begin(world: World, *numbers: int) -> None:
 
 
 def entries(world: World) -> list[tuple[int, abi.Flow4]]:
-    """Places and entries of the flow table."""
-    size = abi.Flow4.LAYOUT.size
+    """Where entries stand in the flow table, and what they say."""
     with world.bed.maps["flows4"].memory() as memory:
-        every = [(at, abi.Flow4.unpack(memory[at : at + size])) for at in range(0, len(memory), size)]
-    return [(at, entry) for at, entry in every if entry.kind]
+        used = ROWS.used(memory, range(len(memory) // ROWS.block * ROWS.places))
+        return [(ROWS.offset(place), abi.Flow4.unpack(ROWS.raw(memory, place))) for place in used]
 
 
 def put(world: World, at: int, entry: abi.Flow4 | None) -> None:

@@ -18,13 +18,13 @@ OTHER_OBJECT: Changes = {"bpf/fairlead.bpf.c": {'SEC("xdp")\n': '\n\nSEC("xdp")\
 # Entries of the flow table hold the same in another order, and something more.
 OTHER_LAYOUT: Changes = {
     "bpf/abi.h": {
-        "#define FL_XDP_ABI 2u": "#define FL_XDP_ABI 99u",
+        "#define FL_XDP_ABI 3u": "#define FL_XDP_ABI 99u",
         "\t__u32 seen; /* when the last packet came */\n\t__u32 server;\n": "\t__u32 server;\n\t__u32 seen;\n",
         "\t__be32 near, far;\n": "\t__be32 far, near;\n\t__u64 more;\n",
         "\tstruct fl_addr near, far;\n": "\tstruct fl_addr far, near;\n",
     },
     "src/fairlead/dataplane/xdp/abi.py": {
-        "\nABI = 2\n": "\nABI = 99\n",
+        "\nABI = 3\n": "\nABI = 99\n",
         "u32 seen, u32 server,": "u32 server, u32 seen,",
         "    state: int\n    seen: int\n    server: int\n": "    state: int\n    server: int\n    seen: int\n",
         "v4 near, v4 far, port": "v4 far, v4 near, zero:8, port",

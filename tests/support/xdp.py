@@ -22,8 +22,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.flows import FlowTable, Found
+from fairlead.dataplane.xdp.kernel import MASKS
 from fairlead.dataplane.xdp.layout import Record
 from fairlead.dataplane.xdp.libbpf.hooks import XDP_NATIVE, Link
+from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.dataplane.xdp.libbpf.programs import Run
 from support.packets import Address
@@ -342,9 +345,18 @@ def _u32(number: int) -> bytes:
 
 def sized(entries: int) -> tuple[dict[str, int], dict[str, int]]:
     """Sizes of maps, and constants, for flow tables of ``entries`` (a power of two)."""
-    sizes = dict.fromkeys(("flows4", "flows6", "details4", "details6"), entries)
-    sizes["touched"] = words = max(1, entries // abi.PLACES_PER_WORD)
-    return sizes, {"flow4_mask": entries - 1, "flow6_mask": entries - 1, "touched_mask": words - 1}
+    blocks = entries // abi.PLACES4
+    sizes = {"flows4": blocks, "flows6": entries, "touched": max(1, blocks // abi.BLOCKS_PER_WORD)}
+    return sizes, {mask: sizes[name] - 1 for mask, name in MASKS.items()}
+
+
+def flows_of(maps: Mapping[str, BpfMap]) -> list[Found]:
+    """What is in the flow tables."""
+    table = FlowTable(maps)
+    try:
+        return [found for _, found in table.walk(0)]
+    finally:
+        table.close()
 
 
 @contextlib.contextmanager

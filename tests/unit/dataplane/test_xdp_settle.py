@@ -81,7 +81,7 @@ async def test_packets_may_be_on_their_way_for_a_while(namespace: None) -> None:
 async def test_a_change_during_a_round_waits_for_the_next(
     namespace: None, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "_PART", 1024)  # of 4,096 entries and 512 words: six steps
+    monkeypatch.setattr(settle, "_PART", 512)  # of 2,048 blocks and 512 words: six steps
     async with opened_plane() as made:
         await bring(made, state())
         await made.observe()

@@ -17,11 +17,12 @@ from typing import ClassVar
 from fairlead.dataplane.xdp.layout import Layout, Record
 from fairlead.model.net import IPAddress
 
-ABI = 2
+ABI = 3
 HOPS = 1024
 NEAR_BITS = 18
 PROBES = 8
-PLACES_PER_WORD, MARK_BITS = 8, 54
+PLACES4, REGION_BITS, NEIGHBOURS = 2, 5, 0x1F00
+BLOCKS_PER_WORD, MARK_BITS = 4, 54
 SETTLED = 1 << 31
 TRIES = 16
 NEAR_VIP, NEAR_SERVER = 1, 2
@@ -191,7 +192,7 @@ class Flow6(Flow4):
 
 @dataclass(frozen=True, slots=True)
 class Details4(Record):
-    """One entry of ``details4``, which belongs to the entry of ``flows4`` with the same index."""
+    """What stands beside an entry of ``flows4``."""
 
     LAYOUT: ClassVar = Layout(
         "fl_details4", "u64 octets, u32 packets, u32 born, v4 near, v4 far, port near_port, port far_port, zero:4"
@@ -207,7 +208,7 @@ class Details4(Record):
 
 @dataclass(frozen=True, slots=True)
 class Details6(Details4):
-    """One entry of ``details6``."""
+    """What stands beside an entry of ``flows6``."""
 
     LAYOUT: ClassVar = Layout(
         "fl_details6", "u64 octets, u32 packets, u32 born, addr near, addr far, port near_port, port far_port, zero:12"

@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any, Self
 
 from fairlead.dataplane.xdp import abi, flows, records
+from fairlead.dataplane.xdp.blocks import Rows
 from fairlead.dataplane.xdp.held import ServerHeld, ServiceHeld
 from fairlead.dataplane.xdp.holdings import Holdings
-from fairlead.dataplane.xdp.layout import Layout, Record
+from fairlead.dataplane.xdp.layout import Layout
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
 from fairlead.dataplane.xdp.notes import read_note, write_note
 from fairlead.dataplane.xdp.records import u32
 from fairlead.errors import DataPlaneError
 
-# Keys of `names_meta`, after the one of the generation's own note.
-_NOTES: Mapping[int, tuple[str, type[Record]]] = {
-    1: ("flows4", abi.Flow4),
-    2: ("details4", abi.Details4),
-    3: ("flows6", abi.Flow6),
-    4: ("details6", abi.Details6),
+# Keys of `names_meta`, after the one of the generation's own note: what is noted, and the map where it stands.
+_NOTES: Mapping[int, tuple[str, str, Rows]] = {
+    1: ("flows4", "flows4", flows.TABLES["flows4"].entries),
+    2: ("details4", "flows4", flows.TABLES["flows4"].details),
+    3: ("flows6", "flows6", flows.TABLES["flows6"].entries),
+    4: ("details6", "flows6", flows.TABLES["flows6"].details),
 }
 _WORDS_NOTE = 5
 _WORDS: Mapping[str, type[IntEnum]] = {"kind": abi.Kind, "state": abi.State}
@@ -41,8 +42,10 @@ _MASK = 0xFFFFFFFF
 
 def note_layouts(meta: BpfMap) -> None:
     """Leave word of how this version's flow tables are laid out."""
-    for number, (name, record) in _NOTES.items():
-        meta.put(u32(number), write_note({"map": name, "members": record.LAYOUT.text}, meta.value_size))
+    for number, (name, where, rows) in _NOTES.items():
+        stand = {"in": where, "block": rows.block, "places": rows.places, "at": rows.at}
+        note = {"map": name, "members": rows.layout.text, **stand}
+        meta.put(u32(number), write_note(note, meta.value_size))
     words = {name: {it.name: it.value for it in enum} for name, enum in _WORDS.items()}
     meta.put(u32(_WORDS_NOTE), write_note(words, meta.value_size))
 
@@ -56,29 +59,27 @@ class _Table:
 
     def __init__(self, maps: Mapping[str, BpfMap], name: str, notes: Mapping[str, Any], stack: ExitStack) -> None:
         self.family = int(name[-1])
-        self._entry = _layout(notes, name, maps)
-        self._details = _layout(notes, name.replace("flows", "details"), maps)
-        self._names = [member for member, _ in (*self._entry.members, *self._details.members)]
+        beside = name.replace("flows", "details")
+        self._entries, self._details = _rows(notes, name, maps), _rows(notes, beside, maps)
+        self._names = [member for rows in (self._entries, self._details) for member, _ in rows.layout.members]
         if missing := _NEEDED - set(self._names):
             raise DataPlaneError(f"its {name} have no {min(missing)}")
-        self._count = maps[name].max_entries
-        self._kind_at = dict(self._entry.members)["kind"]
-        self._born_at = dict(self._details.members).get("born")
+        self._places = maps[name].max_entries * self._entries.places
+        self._born_at = dict(self._details.layout.members).get("born")
         self._memory = maps[name].memory()
         stack.callback(self._memory.close)
-        self._beside = maps[name.replace("flows", "details")].memory()
+        self._beside = maps[_where(notes, beside)].memory()
         stack.callback(self._beside.close)
 
     def read(self, since: int | None) -> Iterator[dict[str, Any]]:
         """All used entries, or those that were born no earlier than ``since`` (jiffies)."""
-        size, details = self._entry.size, self._details.size
-        for index in flows.used(self._memory, size, self._kind_at, range(self._count)):
+        for place in self._entries.used(self._memory, range(self._places)):
             if since is not None and self._born_at is not None:
-                (born,) = struct.unpack_from("<I", self._beside, index * details + self._born_at)
+                (born,) = struct.unpack_from("<I", self._beside, self._details.offset(place) + self._born_at)
                 if (born - since) & _MASK >= 1 << 31:
                     continue
-            entry = self._entry.unpack(self._memory[index * size : (index + 1) * size])
-            beside = self._details.unpack(self._beside[index * details : (index + 1) * details])
+            entry = self._entries.layout.unpack(self._entries.raw(self._memory, place))
+            beside = self._details.layout.unpack(self._details.raw(self._beside, place))
             yield dict(zip(self._names, (*entry, *beside), strict=True))
 
 
@@ -221,11 +222,19 @@ class _Numbers:
         return ((present.base if present is not None else 0) ^ 0x8000) & 0xFFFF
 
 
-def _layout(notes: Mapping[str, Any], name: str, maps: Mapping[str, BpfMap]) -> Layout:
-    layout = Layout(name, notes[name]["members"])
-    if layout.size != maps[name].value_size:
+def _where(notes: Mapping[str, Any], name: str) -> str:
+    """The map where records stand; before blocks there was one of the same name."""
+    return str(notes[name].get("in", name))
+
+
+def _rows(notes: Mapping[str, Any], name: str, maps: Mapping[str, BpfMap]) -> Rows:
+    note = notes[name]
+    layout = Layout(name, note["members"])
+    rows = Rows(layout, note.get("block", layout.size), note.get("places", 1), note.get("at", 0))
+    fits = rows.places > 0 <= rows.at and rows.at + rows.places * layout.size <= rows.block
+    if not fits or rows.block != maps[_where(notes, name)].value_size:
         raise DataPlaneError(f"its {name} are not as it noted")
-    return layout
+    return rows
 
 
 def _notes(meta: BpfMap) -> dict[str, Any]:

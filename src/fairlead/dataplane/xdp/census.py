@@ -18,7 +18,7 @@ from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 
 _REQUEST = struct.Struct("<4I")  # struct request of bpf/census.bpf.c
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17  # blocks
 _DUTY = 20  # a count of t seconds is not repeated for 20 t
 
 
@@ -45,7 +45,7 @@ class Census:
         self._loaded = LoadedObject(program, reuse=reuse, max_entries=sizes)
         self._services = self._loaded.maps["service_flows"].memory()
         self._servers = self._loaded.maps["server_flows"].memory()
-        self._entries = max(maps["flows4"].max_entries, maps["flows6"].max_entries)
+        self._blocks = max(maps["flows4"].max_entries, maps["flows6"].max_entries)
         self._hertz = hertz
         self._lock = threading.Lock()
         self._last = Count()
@@ -65,8 +65,8 @@ class Census:
                 return self._last
             self._services[:] = bytes(len(self._services))
             self._servers[:] = bytes(len(self._servers))
-            for first in range(0, self._entries, _CHUNK):
-                self._call(first, min(_CHUNK, self._entries - first))
+            for first in range(0, self._blocks, _CHUNK):
+                self._call(first, min(_CHUNK, self._blocks - first))
             self._last = Count(_numbers(self._servers), _numbers(self._services))
             ended = time.monotonic()
             self._next_at = ended + _DUTY * (ended - started)

@@ -6,43 +6,19 @@ Invariants: nothing here writes. An entry that changes while it is read is passe
 
 from __future__ import annotations
 
-import mmap
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from fairlead.dataplane.xdp import abi
-from fairlead.dataplane.xdp.layout import Record
+from fairlead.dataplane.xdp.blocks import Rows
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import Endpoint
 
-R = TypeVar("R", bound=Record)
-
 STATES = {abi.State.NEW: "new", abi.State.OPEN: "open", abi.State.FIN: "closing", abi.State.RST: "reset"}
 _CHUNK = 1 << 16
-_USED = re.compile(rb"[^\0]")
 _MASK64 = (1 << 64) - 1
-PROBES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One family's table, and what stands beside it by the same index."""
-
-    record: type[abi.Flow4]
-    details: type[abi.Details4]
-
-    @property
-    def size(self) -> int:
-        """Bytes of an entry."""
-        return self.record.LAYOUT.size
-
-    @property
-    def kind_at(self) -> int:
-        """Where in an entry its kind stands; before it stands the key."""
-        return dict(self.record.LAYOUT.members)["kind"]
+_SPREAD = 0x94D049BB133111EB
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +29,42 @@ class Found:
     details: abi.Details4
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One family's table: blocks of entries, and then of what stands beside each (``fl_block4``, ``fl_block6``)."""
+
+    record: type[abi.Flow4]
+    details_record: type[abi.Details4]
+    places: int = 1
+
+    @property
+    def entries(self) -> Rows:
+        """Where entries stand."""
+        return Rows(self.record.LAYOUT, self._block, self.places)
+
+    @property
+    def details(self) -> Rows:
+        """Where details stand, by the same places."""
+        return Rows(self.details_record.LAYOUT, self._block, self.places, self.places * self.record.LAYOUT.size)
+
+    @property
+    def _block(self) -> int:
+        return self.places * (self.record.LAYOUT.size + self.details_record.LAYOUT.size)
+
+
 TABLES = {
-    "flows4": Table(abi.Flow4, abi.Details4),
+    "flows4": Table(abi.Flow4, abi.Details4, abi.PLACES4),
     "flows6": Table(abi.Flow6, abi.Details6),
 }
-_DETAILS = {"flows4": "details4", "flows6": "details6"}
 
 
 class FlowTable:
     """Both families' tables of one generation."""
 
     def __init__(self, maps: Mapping[str, BpfMap]) -> None:
-        self._memory = {name: maps[name].memory() for name in (*TABLES, *_DETAILS.values())}
-        self._entries = {name: maps[name].max_entries for name in TABLES}
+        self._memory = {name: maps[name].memory() for name in TABLES}
+        self._places = {name: maps[name].max_entries * table.places for name, table in TABLES.items()}
+        self._rows = {name: (table.entries, table.details) for name, table in TABLES.items()}
 
     def close(self) -> None:
         """Let go."""
@@ -75,47 +74,33 @@ class FlowTable:
     def walk(self, start: int) -> Iterator[tuple[int, Found]]:
         """All used entries from a position on, with the position after each."""
         base = 0
-        for name, table in TABLES.items():
-            entries = self._entries[name]
-            for first in range(max(0, start - base) // _CHUNK * _CHUNK, entries, _CHUNK):
-                part = range(first, min(first + _CHUNK, entries))
-                for index in used(self._memory[name], table.size, table.kind_at, part):
-                    if base + index >= start:
-                        found = self.at(name, index)
+        for name, places in self._places.items():
+            entries, _ = self._rows[name]
+            for first in range(max(0, start - base) // _CHUNK * _CHUNK, places, _CHUNK):
+                for place in entries.used(self._memory[name], range(first, min(first + _CHUNK, places))):
+                    if base + place >= start:
+                        found = self.at(name, place)
                         if found is not None:
-                            yield base + index + 1, found
-            base += entries
+                            yield base + place + 1, found
+            base += places
 
-    def at(self, name: str, index: int) -> Found | None:
+    def at(self, name: str, place: int) -> Found | None:
         """One entry; None while it is written."""
-        entry = self._read(name, TABLES[name].record, index)
-        details = self._read(_DETAILS[name], TABLES[name].details, index)
-        return None if entry.lock & 1 else Found(entry, details)
-
-    def _read(self, name: str, record: type[R], index: int) -> R:
-        size = record.LAYOUT.size
-        return record.unpack(self._memory[name][index * size : (index + 1) * size])
+        table, memory, (entries, details) = TABLES[name], self._memory[name], self._rows[name]
+        entry = table.record.unpack(entries.raw(memory, place))
+        beside = table.details_record.unpack(details.raw(memory, place))
+        return None if entry.lock & 1 else Found(entry, beside)
 
     def find(self, key: bytes, secret: bytes) -> tuple[int, Found] | None:
-        """Index and entry of a ``flow_key``."""
+        """Place and entry of a ``flow_key``."""
         name = "flows4" if len(key) == _KEY4 else "flows6"
-        table, mask = TABLES[name], self._entries[name] - 1
-        home = home_of(key, secret)
-        for probe in range(PROBES):
-            index = (home + probe) & mask
-            at = index * table.size
-            if self._memory[name][at : at + len(key)] == key:
-                found = self.at(name, index)
+        entries = self._rows[name][0]
+        for place in places_of(key, secret, entries.places, self._places[name]):
+            if entries.raw(self._memory[name], place).startswith(key):
+                found = self.at(name, place)
                 if found is not None and found.entry.kind not in {abi.Kind.FREE, abi.Kind.GONE}:
-                    return index, found
+                    return place, found
         return None
-
-
-def used(memory: mmap.mmap, size: int, kind_at: int, part: range) -> list[int]:
-    """Numbers of the entries in a part of a table that are used: their kind is not 0."""
-    with memoryview(memory) as whole:
-        kinds = bytes(whole[part.start * size + kind_at : part.stop * size : size])
-    return [part.start + match.start() for match in _USED.finditer(kinds)]
 
 
 _KEY4 = 13
@@ -127,14 +112,25 @@ def flow_key(source: Endpoint, destination: Endpoint, protocol: int) -> bytes:
     return source.address.packed + destination.address.packed + ports + bytes((protocol,))
 
 
-def home_of(key: bytes, secret: bytes) -> int:
-    """Where the places of a key begin: ``home4`` and ``home6`` of bpf/flow.h."""
-    words = [int.from_bytes(key[at : at + 8], "little") for at in range(0, len(key), 8)]
+def places_of(key: bytes, secret: bytes, per_block: int, places: int) -> Iterator[int]:
+    """Where a key's entry may stand in a table of ``places``: from its home on, then elsewhere (``nth_block``)."""
+    home, elsewhere = hash_of(key, secret)
+    blocks = range(abi.PROBES // per_block)
+    for number in (*(home + n for n in blocks), *(elsewhere + (n << abi.REGION_BITS) for n in blocks)):
+        first = number * per_block % places
+        yield from range(first, first + per_block)
+
+
+def hash_of(key: bytes, secret: bytes) -> tuple[int, int]:
+    """The halves of ``hash4`` and ``hash6`` of bpf/flow.h: the blocks where a key's places begin."""
+    *words, rest = (int.from_bytes(key[at : at + 8], "little") for at in range(0, len(key), 8))
     first, second = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
-    mixed = (_mix(first, words[0]) + second) & _MASK64
-    for word in words[1:]:
-        mixed = _mix(mixed, word)
-    return (mixed * 0x94D049BB133111EB & _MASK64) >> 32 & ~1
+    common = (_mix(first, words[0]) + second) & _MASK64
+    for word in (*words[1:], rest & ~abi.NEIGHBOURS):
+        common = _mix(common, word)
+    region = (common * _SPREAD & _MASK64) >> 32 & ~((1 << abi.REGION_BITS) - 1)
+    whole = _mix(common, rest)
+    return region | (whole * _SPREAD & _MASK64) >> 64 - abi.REGION_BITS, whole & 0xFFFFFFFF
 
 
 def _mix(mixed: int, word: int) -> int:

@@ -20,7 +20,7 @@ from fairlead.dataplane.xdp.census import Census
 from fairlead.dataplane.xdp.flows import FlowTable
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.host import Host, some
-from fairlead.dataplane.xdp.kernel import Build, Kernel
+from fairlead.dataplane.xdp.kernel import MASKS, Build, Kernel
 from fairlead.dataplane.xdp.libbpf.binding import possible_cpus
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.links import GENERIC
@@ -191,9 +191,8 @@ class Installation:
 
     def _masks(self) -> dict[str, int]:
         maps = self.kernel.maps
-        names = {"flow4_mask": "flows4", "flow6_mask": "flows6", "touched_mask": "touched"}
         constants = self._constants()
-        return {mask: maps[name].max_entries - 1 for mask, name in names.items()} | {
+        return {mask: maps[name].max_entries - 1 for mask, name in MASKS.items()} | {
             "touch_shift": constants["touch_shift"]
         }
 

@@ -24,7 +24,9 @@ from fairlead.dataplane.xdp.notes import AGENT_MAPS, read_note, write_note
 from fairlead.dataplane.xdp.pins import PROGRAM, Event, remove_tree
 
 # What stands for flows: never given up only because its size should be another.
-FLOW_MAPS = frozenset({"flows4", "flows6", "details4", "details6"})
+FLOW_MAPS = frozenset({"flows4", "flows6"})
+# Constants of the programs that are the entries of a map, less one.
+MASKS = {"block4_mask": "flows4", "block6_mask": "flows6", "touched_mask": "touched"}
 _SO_NETNS_COOKIE = 71
 
 
@@ -182,8 +184,7 @@ class Kernel:
             if name not in AGENT_MAPS
         }
         constants = dict(build.constants)
-        masks = {"flow4_mask": "flows4", "flow6_mask": "flows6", "touched_mask": "touched"}
-        constants |= {mask: sizes[name] - 1 for mask, name in masks.items()}
+        constants |= {mask: sizes[name] - 1 for mask, name in MASKS.items()}
         reuse = {name: item for name, item in kept.items() if name not in AGENT_MAPS}
         fresh_sizes = {name: size for name, size in sizes.items() if name not in reuse}
         loaded = LoadedObject(self._object, constants=constants, max_entries=fresh_sizes, reuse=reuse)

@@ -6,6 +6,8 @@ Invariant: pure.
 
 from __future__ import annotations
 
+import math
+
 from fairlead.dataplane.xdp import abi, records
 from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.model.service import Forwarding
@@ -84,6 +86,7 @@ def sizes_of(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:
     listeners, replies = room(needs.listeners), room(needs.replies)
     entries, none = (_power(flow_table), NO_FLOWS) if slack > 1 else (NO_FLOWS + 1, 0)
     four, six = (entries if family in needs.families else none for family in (4, 6))
+    blocks = math.ceil(four / abi.PLACES4)
     return {
         "servers": servers,
         "server_traffic": servers,
@@ -100,11 +103,9 @@ def sizes_of(needs: Needs, flow_table: int, *, slack: int) -> dict[str, int]:
         "replies6": replies,
         "names_table": room(needs.tables),
         "slots": room(needs.units + 1, 1 << 17),
-        "flows4": four,
-        "details4": four,
-        "touched": four // abi.PLACES_PER_WORD,
+        "flows4": blocks,
+        "touched": blocks // abi.BLOCKS_PER_WORD,
         "flows6": six,
-        "details6": six,
     }
 
 

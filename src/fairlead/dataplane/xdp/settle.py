@@ -20,7 +20,7 @@ from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject, map_definitions
 
 _REQUEST = struct.Struct("<4I")  # struct request of bpf/settle.bpf.c
-_PART = 1 << 18  # entries a step looks at: some 20 ms
+_PART = 1 << 17  # blocks, or words, that a step looks at: some 20 ms
 _REST_S = 1.0  # as long a packet may be on its way by what was written before
 _AGAIN_S = 60.0  # strays end; their marks go with the next round
 
