@@ -132,49 +132,72 @@ static __always_inline __u16 lock_of(const struct fl_flow *flow)
 	return *(volatile const __u16 *)&flow->lock;
 }
 
+enum { LOOK_FURTHER, NOWHERE, FOUND };
+
+/* Whether a block has the entry of a key. */
+static __always_inline int look_in4(struct fl_block4 *block, __u64 addresses, __u64 rest, struct fl_flow4 **found,
+				    struct fl_details4 **details, __u16 *before)
+{
+	if (!block)
+		return NOWHERE;
+	for (__u32 i = 0; i < FL_PLACES4; i++) {
+		struct fl_flow4 *entry = &block->entry[i];
+
+		if (entry->flow.kind == FL_FREE)
+			return NOWHERE;
+		*before = lock_of(&entry->flow);
+		if (same_key4(entry, addresses, rest) && entry->flow.kind != FL_GONE) {
+			*found = entry;
+			*details = &block->details[i];
+			return FOUND;
+		}
+	}
+	return LOOK_FURTHER;
+}
+
+static __always_inline int look_in6(struct fl_block6 *block, const struct tuple *t, struct fl_flow6 **found,
+				    struct fl_details6 **details, __u16 *before)
+{
+	if (!block || block->entry.flow.kind == FL_FREE)
+		return NOWHERE;
+	*before = lock_of(&block->entry.flow);
+	if (!same_key6(&block->entry, t) || block->entry.flow.kind == FL_GONE)
+		return LOOK_FURTHER;
+	*found = &block->entry;
+	*details = &block->details;
+	return FOUND;
+}
+
 /* The entry of a key, what stands beside it, and its lock as it was before the key was compared. */
 static __always_inline struct fl_flow4 *find4(__u64 addresses, __u64 rest, __u64 hash, struct fl_details4 **details,
 					      __u16 *before)
 {
+	struct fl_flow4 *found = 0;
+	int at = LOOK_FURTHER;
+
+	for (__u32 n = 0; n < HOME4 && at == LOOK_FURTHER; n++)
+		at = look_in4(block4(hash, n), addresses, rest, &found, details, before);
+	if (at != LOOK_FURTHER || !stands_elsewhere4(hash))
+		return found;
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < 2 * HOME4; i++) {
-		struct fl_block4 *block = block4(hash, i);
-
-		if (!block || (i == HOME4 && !stands_elsewhere4(hash)))
-			return 0;
-		for (__u32 j = 0; j < FL_PLACES4; j++) {
-			struct fl_flow4 *entry = &block->entry[j];
-			__u16 lock = lock_of(&entry->flow);
-
-			if (entry->flow.kind == FL_FREE)
-				return 0;
-			if (same_key4(entry, addresses, rest) && entry->flow.kind != FL_GONE) {
-				*before = lock;
-				*details = &block->details[j];
-				return entry;
-			}
-		}
-	}
-	return 0;
+	for (__u32 n = HOME4; n < 2 * HOME4 && at == LOOK_FURTHER; n++)
+		at = look_in4(block4(hash, n), addresses, rest, &found, details, before);
+	return found;
 }
 
 static __always_inline struct fl_flow6 *find6(const struct tuple *t, __u64 hash, struct fl_details6 **details, __u16 *before)
 {
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < 2 * HOME6; i++) {
-		struct fl_block6 *block = block6(hash, i);
-		__u16 lock;
+	struct fl_flow6 *found = 0;
+	int at = LOOK_FURTHER;
 
-		if (!block || block->entry.flow.kind == FL_FREE || (i == HOME6 && !stands_elsewhere6(hash)))
-			return 0;
-		lock = lock_of(&block->entry.flow);
-		if (same_key6(&block->entry, t) && block->entry.flow.kind != FL_GONE) {
-			*before = lock;
-			*details = &block->details;
-			return &block->entry;
-		}
-	}
-	return 0;
+	for (__u32 n = 0; n < HOME6 && at == LOOK_FURTHER; n++)
+		at = look_in6(block6(hash, n), t, &found, details, before);
+	if (at != LOOK_FURTHER || !stands_elsewhere6(hash))
+		return found;
+#pragma clang loop unroll(disable)
+	for (__u32 n = HOME6; n < 2 * HOME6 && at == LOOK_FURTHER; n++)
+		at = look_in6(block6(hash, n), t, &found, details, before);
+	return found;
 }
 
 static __always_inline struct fl_flow *flow_find4(const struct tuple *t, struct flow *copy, const struct fl_settings *set,

@@ -16,6 +16,7 @@
 
 #include "common.h"
 
+#define WORDS_BITS 9		     /* words of a page */
 #define EPOCH_BITS 56		     /* above them stands the epoch a word is of */
 #define MARKS (3ull << FL_MARK_BITS) /* ask the flow table: here are strays */
 #define FLAGS ((1ull << FL_MARK_BITS) - 1)
@@ -31,10 +32,14 @@ static __always_inline __u64 flag_of(__u64 spread)
 	return 1ull << ((spread & 63) * FL_MARK_BITS >> 6);
 }
 
-/* `hash`: of the flow table; flows that begin near each other there are near each other here. */
+/*
+ * `hash`: of the flow table. Flows of one region share a page here as well, but no words: few flows must not look like
+ * many because they are neighbours.
+ */
 static __always_inline __u64 *touch_word(__u64 hash)
 {
-	__u32 index = (__u32)hash / FL_BLOCKS_PER_WORD & touched_mask;
+	__u32 region = (__u32)hash >> FL_REGION_BITS;
+	__u32 index = (region << WORDS_BITS | (hash >> 32 & ((1u << WORDS_BITS) - 1))) & touched_mask;
 
 	return bpf_map_lookup_elem(&touched, &index);
 }
