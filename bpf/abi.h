@@ -63,13 +63,14 @@ struct fl_flow {
  * packets need of them stands in the second, which processors fetch along with the first.
  *
  * An entry stands in one of FL_PROBES places from its home, a block, on. Flows whose source ports differ in nothing
- * but their low bits have homes in one region, a page: clients take ports in turn, so the translation of its address
- * is at hand when the next one begins. Where that makes a home crowded, an entry stands in one of as many places
+ * but their low bits have homes in one region, a page or two: clients take ports in turn, so the translation of its
+ * address is at hand when the next one begins. Where that makes a home crowded, an entry stands in one of as many places
  * elsewhere, in blocks each a region further, and the block that is its home says so.
  */
 #define FL_PROBES 8u
 #define FL_PLACES4 2u		 /* entries of a block of IPv4 */
-#define FL_REGION_BITS 5u	 /* of the number of a block: 32 are 4 KiB */
+#define FL_REGION4_BITS 5u	 /* blocks of a region: 4 KiB */
+#define FL_REGION6_BITS 6u	 /* 8 KiB, and as many places */
 #define FL_NEIGHBOURS 0x1f00ull	 /* the low five bits of a source port, as they stand in memory */
 
 struct fl_flow4 {

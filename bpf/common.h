@@ -123,13 +123,18 @@ static __always_inline int counted(enum fl_counter which, int verdict)
 	return verdict;
 }
 
-static __always_inline void count_traffic(__u32 service, __u32 server, __u8 kind, __u32 bytes)
+/* Of a packet that is forwarded. `opening`: it began a flow, which is stored. */
+static __always_inline void count_traffic(__u32 service, __u32 server, __u8 kind, __u32 bytes, _Bool opening)
 {
 	struct fl_traffic *of_service = bpf_map_lookup_elem(&service_traffic, &service);
 	struct fl_traffic *of_server = bpf_map_lookup_elem(&server_traffic, &server);
 
 	if (!of_service || !of_server)
 		return;
+	if (opening) {
+		of_service->connections++;
+		of_server->connections++;
+	}
 	if (kind == FL_TO_SERVER) {
 		of_service->packets_in++;
 		of_service->bytes_in += bytes;

@@ -373,7 +373,6 @@ static __always_inline int stateless_reply(struct xdp_md *ctx, const struct pack
 {
 	struct fl_reply *reply;
 	struct fl_server *server;
-	struct fl_service *service;
 	struct fl_hop *hop;
 	int known;
 
@@ -384,11 +383,10 @@ static __always_inline int stateless_reply(struct xdp_md *ctx, const struct pack
 		return MISSED;
 	r->service = reply->service;
 	r->server = reply->server;
-	service = bpf_map_lookup_elem(&services, &r->service);
 	server = bpf_map_lookup_elem(&servers, &r->server);
-	if (!service || !server)
+	if (!server)
 		return MISSED;
-	if (reply->flags & FL_REPLY_AMBIGUOUS || (reply->direct && now() - reply->direct < service->timeout[FL_OPEN])) {
+	if (reply->flags & FL_REPLY_AMBIGUOUS || direct_lately(reply, now())) {
 		known = known_flow(p, r, lookup_only);
 		if (known != MISSED)
 			return known;
@@ -411,7 +409,10 @@ static __always_inline int stateless_reply(struct xdp_md *ctx, const struct pack
 	return ROUTED;
 }
 
-/* A client that talks to a nat server without the VIP: remember that, so that the replies stay untouched. */
+/*
+ * A client that talks to a nat server without the VIP: remember that, so that the replies stay untouched. An RST has
+ * none, and may be no more than the answer to a SYN-ACK that came back while only one of the interfaces was ours.
+ */
 __noinline int direct(const struct packet *p)
 {
 	struct scratch *work = get_scratch();
@@ -425,6 +426,8 @@ __noinline int direct(const struct packet *p)
 	reply = reply_of(&p->dst, p->dport, p->proto, p->family);
 	if (!reply)
 		return counted(FL_PASS_UNRELATED, XDP_PASS);
+	if (p->proto == IPPROTO_TCP && p->tcp_flags & TCP_RST)
+		return counted(FL_PASS_DIRECT, XDP_PASS);
 	reply->direct = time ? time : 1;
 	work->tuple.src = p->dst;
 	work->tuple.dst = p->src;

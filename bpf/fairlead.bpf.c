@@ -11,6 +11,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "fast6.h"
+#include "opening.h"
 
 static __always_inline int flow_packet(struct xdp_md *ctx, const struct packet *p, struct route *r)
 {
@@ -53,7 +54,9 @@ int fairlead(struct xdp_md *ctx)
 
 	if (fast_path) {
 		verdict = fast(ctx);
-		if (verdict == NOT_PLAIN)
+		if (verdict == OPENING)
+			verdict = opening(ctx);
+		else if (verdict == NOT_PLAIN)
 			verdict = fast6(ctx);
 	}
 	return verdict == NOT_PLAIN ? general(ctx) : verdict;

@@ -13,7 +13,7 @@
 #include "rewrite.h"
 #include "select.h"
 
-enum { NOT_PLAIN = -1 };
+enum { NOT_PLAIN = -1, OPENING = -2 };
 
 struct plain {
 	struct ethhdr *eth;
@@ -23,6 +23,12 @@ struct plain {
 	__u32 ip_len, time;
 	__u8 tcp_flags; /* of UDP: 0 */
 };
+
+/* Both in one load, as a key has them. */
+static __always_inline __u32 plain_ports(const struct plain *p)
+{
+	return *(__u32 *)&p->tcp->source;
+}
 
 static __always_inline struct fl_hop *hop_at(__u32 folded, __u32 time)
 {
@@ -125,7 +131,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 	struct fl_hop *hop;
 	__u32 id;
 
-	if (!reply || reply->flags || reply->direct)
+	if (!reply || reply->flags || direct_lately(reply, p->time))
 		return NOT_PLAIN;
 	id = reply->server;
 	server = bpf_map_lookup_elem(&servers, &id);
@@ -134,7 +140,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 		return NOT_PLAIN;
 	plain_rewrite(p, 1, reply->vip.word[3], reply->port ? reply->port : key.port);
 	plain_link(p->eth, hop);
-	count_traffic(reply->service, id, FL_TO_CLIENT, p->ip_len);
+	count_traffic(reply->service, id, FL_TO_CLIENT, p->ip_len, 0);
 	return leave(ctx, hop);
 }
 
@@ -142,6 +148,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 struct plain_flow {
 	__u64 addresses, rest; /* the key */
 	__u64 hash;
+	__u64 word; /* table_base and table_size of its service, for one that opens */
 	struct touch touch;
 	struct fl_service *service;
 	struct fl_flow *entry; /* NULL: the flow table was not asked */
@@ -238,10 +245,23 @@ static __always_inline void plain_touch(const struct plain_flow *flow, __u8 fami
 		touch_set(&flow->touch);
 }
 
+static __always_inline int plain_send(struct xdp_md *ctx, const struct plain *p, const struct fl_server *server,
+				      __u8 forwarding, const struct fl_hop *hop)
+{
+	__u32 spread;
+
+	if (forwarding == FL_TUNNEL) {
+		spread = mix_flow(p->ip->saddr, plain_ports(p));
+		return plain_tunnel(ctx, server, hop, spread, p->ip_len, p->ip->tos, IPPROTO_IPIP);
+	}
+	if (forwarding == FL_NAT)
+		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
+	plain_link(p->eth, hop);
+	return leave(ctx, hop);
+}
+
 static __always_inline int plain_request(struct xdp_md *ctx, const struct plain *p)
 {
-	/* Both ports in one load, as the key has them. */
-	__u32 ports = *(__u32 *)&p->tcp->source;
 	struct fl_settings *set = get_settings();
 	struct plain_flow flow = {};
 	struct fl_server *server;
@@ -249,7 +269,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	__u8 forwarding;
 
 	flow.addresses = two(p->ip->saddr, p->ip->daddr);
-	flow.rest = (__u64)p->ip->protocol << 32 | ports;
+	flow.rest = (__u64)p->ip->protocol << 32 | plain_ports(p);
 	if (!set)
 		return NOT_PLAIN;
 	flow.hash = hash4(flow.addresses, flow.rest, set);
@@ -266,40 +286,55 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 		return NOT_PLAIN;
 	if (flow.entry)
 		plain_touch(&flow, 4, p->ip->protocol, p->tcp_flags, p->ip_len, p->time);
-	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len);
-	if (forwarding == FL_TUNNEL)
-		return plain_tunnel(ctx, server, hop, mix_flow(p->ip->saddr, ports), p->ip_len, p->ip->tos, IPPROTO_IPIP);
-	if (forwarding == FL_NAT)
-		plain_rewrite(p, 0, server->addr.word[3], server->port ? server->port : p->tcp->dest);
-	plain_link(p->eth, hop);
-	return leave(ctx, hop);
+	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len, 0);
+	return plain_send(ctx, p, server, forwarding, hop);
 }
 
-/* An XDP action, or NOT_PLAIN. A function of its own, so that its stack does not weigh on the general path's. */
-__noinline int fast(struct xdp_md *ctx)
+/* 0, or NOT_PLAIN. */
+static __always_inline int plain_parse(struct xdp_md *ctx, struct plain *p)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct plain p = { .eth = data, .ip = data + ETH_HLEN, .tcp = data + ETH_HLEN + sizeof(struct iphdr) };
 	__u32 ip_len;
+
+	p->eth = data;
+	p->ip = data + ETH_HLEN;
+	p->tcp = data + ETH_HLEN + sizeof(struct iphdr);
+	p->udp = (void *)p->tcp;
+	if ((void *)(p->tcp + 1) > end)
+		return NOT_PLAIN;
+	if (p->eth->h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)p->ip != 0x45 ||
+	    p->ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return NOT_PLAIN;
+	ip_len = bpf_ntohs(p->ip->tot_len);
+	if (ip_len < sizeof(*p->ip) + sizeof(*p->tcp) || ETH_HLEN + ip_len > frame_length(ctx))
+		return NOT_PLAIN;
+	p->ip_len = ip_len;
+	p->time = now();
+	p->tcp_flags = 0;
+	if (p->ip->protocol == IPPROTO_TCP)
+		p->tcp_flags = ((__u8 *)p->tcp)[13];
+	else if (p->ip->protocol != IPPROTO_UDP)
+		return NOT_PLAIN;
+	return 0;
+}
+
+/*
+ * An XDP action, NOT_PLAIN, or OPENING: a SYN to what may be a VIP. A function of its own, so that its stack does not
+ * weigh on the general path's.
+ */
+__noinline int fast(struct xdp_md *ctx)
+{
+	struct plain p;
 	__u8 to, from;
 
-	p.udp = (void *)p.tcp;
-	if ((void *)(p.tcp + 1) > end)
+	if (plain_parse(ctx, &p))
 		return NOT_PLAIN;
-	if (p.eth->h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)p.ip != 0x45 || p.ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return NOT_PLAIN;
-	ip_len = bpf_ntohs(p.ip->tot_len);
-	if (ip_len < sizeof(*p.ip) + sizeof(*p.tcp) || ETH_HLEN + ip_len > frame_length(ctx))
-		return NOT_PLAIN;
-	if (p.ip->protocol == IPPROTO_TCP)
-		p.tcp_flags = ((__u8 *)p.tcp)[13];
-	else if (p.ip->protocol != IPPROTO_UDP)
-		return NOT_PLAIN;
-	p.ip_len = ip_len;
-	p.time = now();
 	to = near_bits(p.ip->daddr);
-	if (to & FL_NEAR_VIP)
-		return p.tcp_flags & (TCP_SYN | TCP_RST) ? NOT_PLAIN : plain_request(ctx, &p);
+	if (to & FL_NEAR_VIP) {
+		if (p.tcp_flags & (TCP_SYN | TCP_RST))
+			return opens(p.tcp_flags) ? OPENING : NOT_PLAIN;
+		return plain_request(ctx, &p);
+	}
 	from = near_bits(p.ip->saddr);
 	if (from & FL_NEAR_SERVER && !unroutable4(p.ip->daddr) && !opens(p.tcp_flags))
 		return plain_reply(ctx, &p);

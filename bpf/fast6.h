@@ -52,7 +52,7 @@ static __always_inline int plain_reply6(struct xdp_md *ctx, const struct plain6 
 	struct fl_hop *hop;
 	__u32 id;
 
-	if (!reply || reply->flags || reply->direct)
+	if (!reply || reply->flags || direct_lately(reply, p->time))
 		return NOT_PLAIN;
 	id = reply->server;
 	server = bpf_map_lookup_elem(&servers, &id);
@@ -61,7 +61,7 @@ static __always_inline int plain_reply6(struct xdp_md *ctx, const struct plain6 
 		return NOT_PLAIN;
 	plain_rewrite6(p, 1, &reply->vip, reply->port ? reply->port : key.port);
 	plain_link(p->eth, hop);
-	count_traffic(reply->service, id, FL_TO_CLIENT, p->ip_len);
+	count_traffic(reply->service, id, FL_TO_CLIENT, p->ip_len, 0);
 	return leave(ctx, hop);
 }
 
@@ -97,7 +97,7 @@ static __always_inline int plain_request6(struct xdp_md *ctx, const struct plain
 	if (!hop || plain_unfinished6(p) || (forwarding == FL_NAT && p->ip->hop_limit <= 1))
 		return NOT_PLAIN;
 	plain_touch(&flow, 6, p->ip->nexthdr, p->tcp_flags, p->ip_len, p->time);
-	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len);
+	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len, 0);
 	if (forwarding == FL_TUNNEL) {
 		spread = mix_flow(fold_addr(&p->src, 6), *(__u32 *)&p->tcp->source);
 		tos = p->ip->priority << 4 | p->ip->flow_lbl[0] >> 4;

@@ -51,18 +51,18 @@ static __always_inline __u64 mix_word(__u64 hash, __u64 word)
  * The lower half is a key's home: a region by what it has in common with its neighbours, and a block in it by all of
  * it. The upper half is where it stands if not there, and serves touched.h.
  */
-static __always_inline __u64 hash_of(__u64 common, __u64 whole)
+static __always_inline __u64 hash_of(__u64 common, __u64 whole, __u32 region_bits)
 {
-	__u32 region = common * SPREAD >> 32 & ~((1u << FL_REGION_BITS) - 1);
+	__u32 region = common * SPREAD >> 32 & ~((1u << region_bits) - 1);
 
-	return whole << 32 | region | whole * SPREAD >> (64 - FL_REGION_BITS);
+	return whole << 32 | region | whole * SPREAD >> (64 - region_bits);
 }
 
 static __always_inline __u64 hash4(__u64 addresses, __u64 rest, const struct fl_settings *set)
 {
 	__u64 common = mix_word(mix_word(set->secret[0], addresses) + set->secret[1], rest & ~FL_NEIGHBOURS);
 
-	return hash_of(common, mix_word(common, rest));
+	return hash_of(common, mix_word(common, rest), FL_REGION4_BITS);
 }
 
 static __always_inline __u64 hash6(const struct tuple *t, const struct fl_settings *set)
@@ -74,28 +74,28 @@ static __always_inline __u64 hash6(const struct tuple *t, const struct fl_settin
 	hash = mix_word(hash, two(t->dst.word[0], t->dst.word[1]));
 	hash = mix_word(hash, two(t->dst.word[2], t->dst.word[3]));
 	hash = mix_word(hash, rest & ~FL_NEIGHBOURS);
-	return hash_of(hash, mix_word(hash, rest));
+	return hash_of(hash, mix_word(hash, rest), FL_REGION6_BITS);
 }
 
 #define HOME4 (FL_PROBES / FL_PLACES4) /* blocks from home on, and as many elsewhere */
 #define HOME6 FL_PROBES
 
-static __always_inline __u32 nth_block(__u64 hash, __u32 n, __u32 at_home)
+static __always_inline __u32 nth_block(__u64 hash, __u32 n, __u32 at_home, __u32 region_bits)
 {
-	return n < at_home ? (__u32)hash + n : (__u32)(hash >> 32) + ((n - at_home) << FL_REGION_BITS);
+	return n < at_home ? (__u32)hash + n : (__u32)(hash >> 32) + ((n - at_home) << region_bits);
 }
 
 /* Blocks where a key's entry may stand: the first HOME4 from its home on, then as many elsewhere. */
 static __always_inline struct fl_block4 *block4(__u64 hash, __u32 n)
 {
-	__u32 index = nth_block(hash, n, HOME4) & block4_mask;
+	__u32 index = nth_block(hash, n, HOME4, FL_REGION4_BITS) & block4_mask;
 
 	return bpf_map_lookup_elem(&flows4, &index);
 }
 
 static __always_inline struct fl_block6 *block6(__u64 hash, __u32 n)
 {
-	__u32 index = nth_block(hash, n, HOME6) & block6_mask;
+	__u32 index = nth_block(hash, n, HOME6, FL_REGION6_BITS) & block6_mask;
 
 	return bpf_map_lookup_elem(&flows6, &index);
 }

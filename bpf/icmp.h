@@ -137,7 +137,7 @@ __noinline int send_error(struct xdp_md *ctx, const struct packet *p, const stru
 			return counted(FL_DROP_FAULT, XDP_DROP);
 	}
 	count(FL_ICMP_FORWARDED);
-	count_traffic(r->service, r->server, r->kind, p->ip_len);
+	count_traffic(r->service, r->server, r->kind, p->ip_len, 0);
 	return send_frame(ctx, p, r, hop);
 }
 

@@ -58,6 +58,18 @@ static __always_inline struct fl_reply *reply_of(const struct fl_addr *addr, __b
 	return bpf_map_lookup_elem(&replies6, &key);
 }
 
+/* Whether a client talked to the server without the VIP lately: the flow table tells then whose reply it is. */
+static __always_inline _Bool direct_lately(const struct fl_reply *reply, __u32 time)
+{
+	struct fl_service *service;
+	__u32 id = reply->service;
+
+	if (!reply->direct)
+		return 0;
+	service = bpf_map_lookup_elem(&services, &id);
+	return !service || time - reply->direct < service->timeout[FL_OPEN];
+}
+
 static __always_inline _Bool may_connect(const struct fl_service *service, const struct fl_addr *source)
 {
 	struct fl_access key = { .prefix_bits = 160, .list = bpf_htonl(service->access), .addr = *source };

@@ -61,11 +61,11 @@ static __always_inline void fill_entry(struct fl_flow *to, const struct fl_flow 
 	to->table = from->table;
 }
 
-static __always_inline void fill_usage(struct fl_usage *to, const struct scratch *work)
+static __always_inline void fill_usage(struct fl_usage *to, __u32 octets, __u32 born)
 {
-	to->octets = work->octets;
-	to->packets = !!work->octets;
-	to->born = work->flow.entry.seen;
+	to->octets = octets;
+	to->packets = !!octets;
+	to->born = born;
 }
 
 enum { PLACE_NEXT, PLACE_DONE, PLACE_HELD };
@@ -84,7 +84,7 @@ static __always_inline int judge_place(struct scratch *work, const struct fl_flo
 		work->place = number;
 		return absent && held->kind != FL_GONE && flow_alive(held, at_time) ? PLACE_HELD : PLACE_DONE;
 	}
-	rank = spare(held, at_time);
+	rank = work->rank == UNNEEDED ? 0 : spare(held, at_time);
 	if (rank > work->rank) {
 		work->rank = rank;
 		work->place = number;
@@ -163,7 +163,7 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 	entry->sport = t->sport;
 	entry->dport = t->dport;
 	fill_entry(&entry->flow, &work->flow.entry, t->proto);
-	fill_usage(&details->usage, work);
+	fill_usage(&details->usage, work->octets, work->flow.entry.seen);
 	details->near = work->flow.near.word[3];
 	details->far = work->flow.far.word[3];
 	details->near_port = work->flow.near_port;
@@ -192,7 +192,7 @@ static __always_inline int store6(struct scratch *work, const struct fl_settings
 	block->entry.sport = t->sport;
 	block->entry.dport = t->dport;
 	fill_entry(&block->entry.flow, &work->flow.entry, t->proto);
-	fill_usage(&block->details.usage, work);
+	fill_usage(&block->details.usage, work->octets, work->flow.entry.seen);
 	block->details.near = work->flow.near;
 	block->details.far = work->flow.far;
 	block->details.near_port = work->flow.near_port;

@@ -38,7 +38,7 @@ static __always_inline __u64 flag_of(__u64 spread)
  */
 static __always_inline __u64 *touch_word(__u64 hash)
 {
-	__u32 region = (__u32)hash >> FL_REGION_BITS;
+	__u32 region = (__u32)hash >> FL_REGION4_BITS;
 	__u32 index = (region << WORDS_BITS | (hash >> 32 & ((1u << WORDS_BITS) - 1))) & touched_mask;
 
 	return bpf_map_lookup_elem(&touched, &index);

@@ -92,7 +92,7 @@ static __always_inline int keep_until_resolved(struct xdp_md *ctx, const struct 
 	dropped = rewrite_for_stack(ctx, p, r, 1);
 	if (dropped)
 		return dropped;
-	count_traffic(r->service, r->server, r->kind, p->ip_len);
+	count_traffic(r->service, r->server, r->kind, p->ip_len, 0);
 	return counted(FL_PASS_UNRESOLVED, XDP_PASS);
 }
 
@@ -164,7 +164,7 @@ __noinline int transmit(struct xdp_md *ctx, const struct packet *p, const struct
 		return counted(FL_DROP_CHECKSUM, XDP_DROP);
 	if (is_nat(r) && rewrite(ctx, p, r, 1, sum == SUM_SEED))
 		return counted(FL_DROP_FAULT, XDP_DROP);
-	count_traffic(r->service, r->server, r->kind, p->ip_len);
+	count_traffic(r->service, r->server, r->kind, p->ip_len, 0);
 	return send_frame(ctx, p, r, hop);
 }
 

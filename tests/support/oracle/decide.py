@@ -241,6 +241,8 @@ class Decisions:
         return route
 
     def _note_direct(self, p: Parsed, reply: Reply) -> None:
+        if p.is_rst():
+            return
         reply.direct = True
         back = (p.destination, p.source, p.dport, p.sport, p.protocol)
         if back not in self.flows:

@@ -87,6 +87,9 @@ class Parsed:
     def is_syn(self) -> bool:
         return self.protocol == TCP and self.flags & (SYN | ACK | RST | FIN) == SYN
 
+    def is_rst(self) -> bool:
+        return self.protocol == TCP and self.flags & RST != 0
+
 
 @dataclass(slots=True)
 class Route:

@@ -36,6 +36,7 @@ class Table:
     record: type[abi.Flow4]
     details_record: type[abi.Details4]
     places: int = 1
+    region_bits: int = abi.REGION6_BITS
 
     @property
     def entries(self) -> Rows:
@@ -47,13 +48,21 @@ class Table:
         """Where details stand, by the same places."""
         return Rows(self.details_record.LAYOUT, self._block, self.places, self.places * self.record.LAYOUT.size)
 
+    def places_of(self, key: bytes, secret: bytes, places: int) -> Iterator[int]:
+        """Where a key's entry may stand in a table of ``places``: from its home on, then elsewhere (``nth_block``)."""
+        home, elsewhere = hash_of(key, secret, self.region_bits)
+        blocks = range(abi.PROBES // self.places)
+        for number in (*(home + n for n in blocks), *(elsewhere + (n << self.region_bits) for n in blocks)):
+            first = number * self.places % places
+            yield from range(first, first + self.places)
+
     @property
     def _block(self) -> int:
         return self.places * (self.record.LAYOUT.size + self.details_record.LAYOUT.size)
 
 
 TABLES = {
-    "flows4": Table(abi.Flow4, abi.Details4, abi.PLACES4),
+    "flows4": Table(abi.Flow4, abi.Details4, abi.PLACES4, abi.REGION4_BITS),
     "flows6": Table(abi.Flow6, abi.Details6),
 }
 
@@ -95,7 +104,7 @@ class FlowTable:
         """Place and entry of a ``flow_key``."""
         name = "flows4" if len(key) == _KEY4 else "flows6"
         entries = self._rows[name][0]
-        for place in places_of(key, secret, entries.places, self._places[name]):
+        for place in TABLES[name].places_of(key, secret, self._places[name]):
             if entries.raw(self._memory[name], place).startswith(key):
                 found = self.at(name, place)
                 if found is not None and found.entry.kind not in {abi.Kind.FREE, abi.Kind.GONE}:
@@ -112,25 +121,16 @@ def flow_key(source: Endpoint, destination: Endpoint, protocol: int) -> bytes:
     return source.address.packed + destination.address.packed + ports + bytes((protocol,))
 
 
-def places_of(key: bytes, secret: bytes, per_block: int, places: int) -> Iterator[int]:
-    """Where a key's entry may stand in a table of ``places``: from its home on, then elsewhere (``nth_block``)."""
-    home, elsewhere = hash_of(key, secret)
-    blocks = range(abi.PROBES // per_block)
-    for number in (*(home + n for n in blocks), *(elsewhere + (n << abi.REGION_BITS) for n in blocks)):
-        first = number * per_block % places
-        yield from range(first, first + per_block)
-
-
-def hash_of(key: bytes, secret: bytes) -> tuple[int, int]:
+def hash_of(key: bytes, secret: bytes, region_bits: int) -> tuple[int, int]:
     """The halves of ``hash4`` and ``hash6`` of bpf/flow.h: the blocks where a key's places begin."""
     *words, rest = (int.from_bytes(key[at : at + 8], "little") for at in range(0, len(key), 8))
     first, second = int.from_bytes(secret[:8], "little"), int.from_bytes(secret[8:], "little")
     common = (_mix(first, words[0]) + second) & _MASK64
     for word in (*words[1:], rest & ~abi.NEIGHBOURS):
         common = _mix(common, word)
-    region = (common * _SPREAD & _MASK64) >> 32 & ~((1 << abi.REGION_BITS) - 1)
+    region = (common * _SPREAD & _MASK64) >> 32 & ~((1 << region_bits) - 1)
     whole = _mix(common, rest)
-    return region | (whole * _SPREAD & _MASK64) >> 64 - abi.REGION_BITS, whole & 0xFFFFFFFF
+    return region | (whole * _SPREAD & _MASK64) >> 64 - region_bits, whole & 0xFFFFFFFF
 
 
 def _mix(mixed: int, word: int) -> int:
