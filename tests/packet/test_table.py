@@ -44,7 +44,9 @@ def world(bed: Bed) -> World:
 
 
 def client(version: int, number: int, port: int) -> Endpoint:
-    return Endpoint(ip_address(f"192.0.{number >> 8}.{number & 255}" if version == 4 else f"2001:db8:c::{number:x}"), port)
+    return Endpoint(
+        ip_address(f"192.0.{number >> 8}.{number & 255}" if version == 4 else f"2001:db8:c::{number:x}"), port
+    )
 
 
 def establish(world: World, *clients: Endpoint) -> None:

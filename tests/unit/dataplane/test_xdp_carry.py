@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
 from fairlead.dataplane.xdp import abi, notes
 from fairlead.dataplane.xdp.driver import XdpDataPlane
-from fairlead.dataplane.xdp.flows import Found
+from fairlead.dataplane.xdp.flows import TABLES, Found
 from fairlead.dataplane.xdp.kernel import Kernel
 from fairlead.dataplane.xdp.libbpf.hooks import attached_program
+from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
 from fairlead.model.service import Forwarding, Scheduler
 from fairlead.model.state import ForwardingState
 from fairlead.policy import tables
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
 from support.packets import ACK, SYN, tcp_frame
+from support.xdp import compiled
 from support.xdp_plane import forwarding_host, plane
 from unit.dataplane.contract import bring
 
@@ -68,6 +72,42 @@ def connect(made: XdpDataPlane, port: int) -> None:
 def tuple_of(found: Found) -> tuple[bytes, bytes, int, int]:
     """What an entry is found by."""
     return found.entry.src, found.entry.dst, found.entry.sport, found.entry.dport
+
+
+EARLIER = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#define TABLE(name, size) struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 4096); \\
+	__uint(map_flags, BPF_F_MMAPABLE); __type(key, __u32); __uint(value_size, size); } name SEC(".maps")
+TABLE(flows4, 32); TABLE(details4, 32); TABLE(flows6, 64); TABLE(details6, 64);
+SEC("xdp") int pass(struct xdp_md *ctx)
+{
+	__u32 key = 0;
+	if (!bpf_map_lookup_elem(&flows4, &key) || !bpf_map_lookup_elem(&details4, &key))
+		return XDP_DROP;
+	return bpf_map_lookup_elem(&flows6, &key) && bpf_map_lookup_elem(&details6, &key) ? XDP_PASS : XDP_DROP;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+def without_blocks(made: XdpDataPlane, source: Path) -> None:
+    """Put its flows into maps of the earlier kind, where its own were, and the notes that those had."""
+    source.write_text(EARLIER)
+    now = made._in.kernel.now
+    assert now is not None
+    place, meta = made._in.kernel.root / str(now.number), now.maps["names_meta"]
+    rows = [(name, rows) for name, table in TABLES.items() for rows in (table.entries, table.details)]
+    with LoadedObject(compiled(source)) as earlier:
+        for number, (name, row) in enumerate(rows, 1):
+            kind = name if number % 2 else name.replace("flows", "details")
+            old = earlier.maps[kind]
+            with now.maps[name].memory() as memory, old.memory() as copy:
+                copy[:] = b"".join(row.raw(memory, n) for n in range(old.max_entries))
+            (place / kind).unlink(missing_ok=True)
+            old.pin(place / kind)
+            note = {"map": kind, "members": row.layout.text}
+            meta.put(number.to_bytes(4, "little"), notes.write_note(note, meta.value_size))
 
 
 async def listed(made: XdpDataPlane) -> dict[str, tuple[str, str, str]]:
@@ -166,6 +206,43 @@ async def test_tables_that_are_not_understood_are_left_and_that_is_told(
     assert attached_program(index()) not in {0, program}
     assert [kind for kind, _, _ in events] == ["other_layout", "flows_forgotten"]
     assert not await listed(second)
+    await second.stop(drain_s=0)
+
+
+async def test_another_size_is_no_reason_to_forget_flows() -> None:
+    first = await started()
+    await bring(first, state(Forwarding.NAT, first=1, count=4))
+    connect(first, 5000)
+    before = await listed(first)
+    await first.detach()
+    events: Events = []
+    second = plane(events, flow_table=8192)
+    await second.start()
+    small = state(Forwarding.NAT, first=1, count=4)
+    more = frozenset(listener("web", f"192.0.2.10:{port}") for port in range(1000, 1300))
+    await bring(second, replace(small, listeners=small.listeners | more))  # maps for replies have to grow
+    assert await listed(second) == before
+    said = "keeps 4096 entries and so its flows; `fairlead cleanup` makes room for 8192"
+    kept = {subject: text for kind, subject, text in events if kind == "flow_table_kept"}
+    assert kept == {"flows4": said, "flows6": said}
+    await second.stop(drain_s=0)
+
+
+async def test_flows_of_tables_without_blocks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As versions before blocks had them: entries in one map, and what stands beside them in another."""
+    first = await started()
+    await bring(first, state(Forwarding.NAT, first=1, count=4))
+    for port in range(5000, 5040):
+        connect(first, port)
+    before = await listed(first)
+    raw = {tuple_of(it): it.details for _, it in first._in.flow_table.walk(0)}
+    without_blocks(first, tmp_path / "earlier.bpf.c")
+    await first.detach()
+    monkeypatch.setattr(abi, "ABI", 999)
+    second = await started()
+    await bring(second, state(Forwarding.NAT, first=1, count=4))
+    assert await listed(second) == before
+    assert {tuple_of(it): it.details for _, it in second._in.flow_table.walk(0)} == raw
     await second.stop(drain_s=0)
 
 

@@ -22,9 +22,8 @@ from fairlead.dataplane.xdp.libbpf.programs import Program
 from fairlead.dataplane.xdp.links import Links
 from fairlead.dataplane.xdp.notes import AGENT_MAPS, read_note, write_note
 from fairlead.dataplane.xdp.pins import PROGRAM, Event, remove_tree
+from fairlead.dataplane.xdp.room import FLOW_MAPS, NO_FLOWS
 
-# What stands for flows: never given up only because its size should be another.
-FLOW_MAPS = frozenset({"flows4", "flows6"})
 # Constants of the programs that are the entries of a map, less one.
 MASKS = {"block4_mask": "flows4", "block6_mask": "flows6", "touched_mask": "touched"}
 _SO_NETNS_COOKIE = 71
@@ -258,11 +257,13 @@ class Kernel:
         if item.layout != layout:
             return False
         wanted = build.sizes.get(name, size)
-        if name in FLOW_MAPS and wanted != item.max_entries and item.max_entries > 1024:
+        places = FLOW_MAPS.get(name, 0)
+        if wanted != item.max_entries and item.max_entries * places > NO_FLOWS:
             self._event(
                 "flow_table_kept",
                 name,
-                f"keeps {item.max_entries} entries and so its flows; `fairlead cleanup` makes room for {wanted}",
+                f"keeps {item.max_entries * places} entries and so its flows; "
+                f"`fairlead cleanup` makes room for {wanted * places}",
             )
             return True
         return item.max_entries >= wanted

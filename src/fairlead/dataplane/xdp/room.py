@@ -15,6 +15,8 @@ from fairlead.model.state import Listener, ServerSpec, ServiceSpec, TableSpec
 
 MAX_SERVICES = 1 << 16  # ids of flows have 16 bits
 NO_FLOWS = 1024  # entries of the table of a family that no service has
+# Flow tables, and entries in each of their blocks: never given up only because their size should be another.
+FLOW_MAPS = {"flows4": abi.PLACES4, "flows6": 1}
 _SMALLEST = 1024
 
 
