@@ -10,13 +10,12 @@
 
 #include "inet.h"
 
+/* `sum`: below 2^47, which is that of 32,768 words of 32 bits. Then the second result is below 2^16 + 2^15. */
 static __always_inline __u16 fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
+	return (sum & 0xffff) + (sum >> 16);
 }
 
 static __always_inline __u64 changed32(__be32 old, __be32 new)
