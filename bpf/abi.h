@@ -281,6 +281,8 @@ struct fl_settings {
 	__u32 cpus;    /* that share the source ports of fullnat */
 	__u16 snat_first, snat_last; /* source ports of fullnat, inclusive */
 	__u32 snat4, snat6; /* how many addresses: IPv4 ones first in snat[] */
+	__u32 crowded; /* 1: the flow table has more flows in use than a cache holds (touched.h) */
+	__u32 reserved;
 	__u64 secret[2]; /* of the flow table's hash: lives as long as the table */
 	struct fl_addr snat[FL_SNAT];
 };

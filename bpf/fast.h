@@ -150,7 +150,7 @@ struct plain_flow {
 	__u64 addresses, rest; /* the key */
 	__u64 hash;
 	__u64 word; /* table_base and table_size of its service, for one that opens */
-	struct touch touch;
+	struct touch touch; /* word NULL: it was not looked at */
 	struct fl_service *service;
 	struct fl_flow *entry; /* NULL: the flow table was not asked */
 	struct fl_usage *usage; /* beside it */
@@ -169,7 +169,7 @@ static __always_inline int plain_settled(struct plain_flow *flow, const struct p
 	__u32 *id, size;
 	__u64 word, hash;
 
-	if (accounting || p->ip->protocol != IPPROTO_TCP || p->tcp_flags & TCP_FIN || !touch_met(&flow->touch))
+	if (touch_find(&flow->touch, flow->hash, p->time) || p->tcp_flags & TCP_FIN || !touch_met(&flow->touch))
 		return -1;
 	id = bpf_map_lookup_elem(&listeners4, &key);
 	if (!id || unroutable4(p->ip->saddr))
@@ -242,7 +242,7 @@ static __always_inline void plain_touch(const struct plain_flow *flow, __u8 fami
 	if (flow->state != state)
 		flow->entry->state = state;
 	account(flow->usage, ip_len);
-	if (family == 4 && proto == IPPROTO_TCP && state == FL_OPEN)
+	if (flow->touch.word && state == FL_OPEN)
 		touch_set(&flow->touch);
 }
 
@@ -267,6 +267,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	struct plain_flow flow = {};
 	struct fl_server *server;
 	struct fl_hop *hop;
+	_Bool may_skip; /* the flow table */
 	__u8 forwarding;
 
 	flow.addresses = two(p->ip->saddr, p->ip->daddr);
@@ -274,7 +275,8 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	if (!set)
 		return NOT_PLAIN;
 	flow.hash = hash4(flow.addresses, flow.rest, set);
-	if (touch_find(&flow.touch, flow.hash, p->time) || (plain_settled(&flow, p) && plain_known(&flow, p)))
+	may_skip = set->crowded && !accounting && p->ip->protocol == IPPROTO_TCP;
+	if ((!may_skip || plain_settled(&flow, p)) && plain_known(&flow, p))
 		return NOT_PLAIN;
 	server = bpf_map_lookup_elem(&servers, &flow.server_id);
 	if (!server || (flow.entry && server->generation != flow.generation))

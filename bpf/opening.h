@@ -58,7 +58,8 @@ static __always_inline _Bool plain_place(const struct fl_flow4 *entry, const str
 
 /* Stores a new flow if the brake lets it; -1: its place is just being written. */
 static __always_inline int plain_remember(const struct plain_flow *flow, const struct plain *p,
-					  const struct fl_server *server, struct scratch *work, _Bool *stored)
+					  const struct fl_server *server, struct scratch *work,
+					  const struct fl_settings *set, _Bool *stored)
 {
 	struct fl_block4 *block, *home = block4(flow->hash, 0);
 	struct fl_details4 *details;
@@ -99,7 +100,7 @@ static __always_inline int plain_remember(const struct plain_flow *flow, const s
 	}
 	unlock_entry(&entry->flow);
 	if (*stored)
-		touch_stored(flow->hash, p->time, 1);
+		touch_stored(flow->hash, p->time, 1, set);
 	return 0;
 }
 
@@ -122,7 +123,7 @@ __noinline int opening(struct xdp_md *ctx)
 	if (plain_choice(&flow, &p))
 		return NOT_PLAIN;
 	server = bpf_map_lookup_elem(&servers, &flow.server_id);
-	if (!server || !server->family)
+	if (!server)
 		return NOT_PLAIN;
 	forwarding = flow.service->forwarding;
 	hop = plain_hop(server, forwarding, 4, p.ip_len, p.time);
@@ -131,7 +132,7 @@ __noinline int opening(struct xdp_md *ctx)
 	if (forwarding == FL_NAT && (p.ip->ttl <= 1 || server->addr.word[3] == p.ip->saddr))
 		return NOT_PLAIN;
 	flow.hash = hash4(flow.addresses, flow.rest, set);
-	if (plain_remember(&flow, &p, server, work, &stored))
+	if (plain_remember(&flow, &p, server, work, set, &stored))
 		return NOT_PLAIN;
 	count(stored ? FL_NEW_FLOW : FL_NEW_STATELESS);
 	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p.ip_len, stored);

@@ -15,12 +15,12 @@
 struct request {
 	__u32 first, count; /* words, or blocks of flows4 */
 	__u32 mark;	    /* 0 or 1 */
-	__u32 strays;	    /* out */
+	__u32 found;	    /* out: strays, or flows */
 };
 
 struct walk {
 	__u64 mark;
-	__u32 first, time, strays;
+	__u32 first, time, found;
 };
 
 static __always_inline void walk_start(struct walk *walk, const struct request *request)
@@ -28,7 +28,7 @@ static __always_inline void walk_start(struct walk *walk, const struct request *
 	walk->mark = 1ull << (FL_MARK_BITS + (request->mark & 1));
 	walk->first = request->first;
 	walk->time = now();
-	walk->strays = 0;
+	walk->found = 0;
 }
 
 static long clear_word(__u32 offset, struct walk *walk)
@@ -76,7 +76,7 @@ static __always_inline void mark_entry(const struct fl_flow4 *entry, const struc
 	word = touch_word(hash4(two(entry->src, entry->dst), ports_proto(entry->sport, entry->dport, IPPROTO_TCP), set));
 	if (word)
 		__sync_fetch_and_or(word, walk->mark);
-	walk->strays++;
+	walk->found++;
 }
 
 static long mark_block(__u32 offset, struct walk *walk)
@@ -109,7 +109,34 @@ int mark(struct request *request)
 
 	walk_start(&walk, request);
 	bpf_loop(request->count, mark_block, &walk, 0);
-	request->strays = walk.strays;
+	request->found = walk.found;
+	return 0;
+}
+
+static long count_block(__u32 offset, struct walk *walk)
+{
+	__u32 index = walk->first + offset;
+	struct fl_block4 *block = bpf_map_lookup_elem(&flows4, &index);
+
+	if (!block)
+		return 1;
+	for (__u32 i = 0; i < FL_PLACES4; i++) {
+		const struct fl_flow *flow = &block->entry[i].flow;
+
+		walk->found += flow->kind == FL_TO_SERVER && walk->time - flow->seen < 1u << touch_shift;
+	}
+	return 0;
+}
+
+/* Counts the flows that were met within an epoch. */
+SEC("syscall")
+int in_use(struct request *request)
+{
+	struct walk walk;
+
+	walk_start(&walk, request);
+	bpf_loop(request->count, count_block, &walk, 0);
+	request->found = walk.found;
 	return 0;
 }
 

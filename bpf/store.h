@@ -170,7 +170,7 @@ static __always_inline int store4(struct scratch *work, const struct fl_settings
 	details->far_port = work->flow.far_port;
 	unlock_entry(&entry->flow);
 	if (work->flow.entry.kind == FL_TO_SERVER && t->proto == IPPROTO_TCP)
-		touch_stored(hash, work->flow.entry.seen, work->by_slot);
+		touch_stored(hash, work->flow.entry.seen, work->by_slot, set);
 	return 0;
 }
 

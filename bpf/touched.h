@@ -5,8 +5,9 @@
  *
  * Of a settled service every flow in the table has the server that its slot names, except for strays; so a packet of
  * a flow that was met in this epoch needs no entry: its slot says the same. The table is asked once in an epoch, for
- * its entry to stay young, and always where a word says so: where a stray's is, and where fewer than two others
- * are, because then the table is small enough to be in a cache itself.
+ * its entry to stay young, and always where a word says so, because a stray's is there. While few flows are in use
+ * (settings.crowded), their entries are in a cache themselves: the table is asked always, and only marks are written
+ * here. The agent lets two epochs pass before it sets that again, so no word has flags of the time before.
  *
  * A flow that is taken for one that was met, because others set its bits, is sent to the same server all the same;
  * its entry is made or made younger in a later epoch, in which bits are others.
@@ -16,7 +17,6 @@
 
 #include "common.h"
 
-#define WORDS_BITS 9		     /* words of a page */
 #define EPOCH_BITS 56		     /* above them stands the epoch a word is of */
 #define MARKS (3ull << FL_MARK_BITS) /* ask the flow table: here are strays */
 #define FLAGS ((1ull << FL_MARK_BITS) - 1)
@@ -32,14 +32,10 @@ static __always_inline __u64 flag_of(__u64 spread)
 	return 1ull << ((spread & 63) * FL_MARK_BITS >> 6);
 }
 
-/*
- * `hash`: of the flow table. Flows of one region share a page here as well, but no words: few flows must not look like
- * many because they are neighbours.
- */
+/* `hash`: of the flow table; flows that begin near each other there are near each other here. */
 static __always_inline __u64 *touch_word(__u64 hash)
 {
-	__u32 region = (__u32)hash >> FL_REGION4_BITS;
-	__u32 index = (region << WORDS_BITS | (hash >> 32 & ((1u << WORDS_BITS) - 1))) & touched_mask;
+	__u32 index = (__u32)hash / FL_BLOCKS_PER_WORD & touched_mask;
 
 	return bpf_map_lookup_elem(&touched, &index);
 }
@@ -65,13 +61,7 @@ static __always_inline int touch_find(struct touch *touch, __u64 hash, __u32 tim
 /* Whether its slot says all there is to say of the flow, if its service is settled. */
 static __always_inline _Bool touch_met(const struct touch *touch)
 {
-	__u64 flags = touch->held & (MARKS | FLAGS), others = flags & ~touch->bits;
-
-	/* Four flags at least are those of two others: so with a thousand flows hardly any branch is taken wrongly. */
-	others &= others - 1;
-	others &= others - 1;
-	others &= others - 1;
-	return (flags & touch->bits) == touch->bits && others && !(flags & MARKS);
+	return (touch->held & (MARKS | touch->bits)) == touch->bits;
 }
 
 /* The flow was met, and its entry is young. Whoever loses a race against another CPU is met again. */
@@ -85,11 +75,11 @@ static __always_inline void touch_set(const struct touch *touch)
  * An entry was stored: its next packet has to be seen by it. `by_slot`: its server is the one its slot names; if
  * not, the table is asked for everybody here. Marks are set by both bits, after the entry (settle.bpf.c).
  */
-static __always_inline void touch_stored(__u64 hash, __u32 time, _Bool by_slot)
+static __always_inline void touch_stored(__u64 hash, __u32 time, _Bool by_slot, const struct fl_settings *set)
 {
 	struct touch touch;
 
-	if (touch_find(&touch, hash, time))
+	if ((by_slot && !set->crowded) || touch_find(&touch, hash, time))
 		return;
 	if (!by_slot)
 		__sync_fetch_and_or(touch.word, MARKS);

@@ -22,7 +22,7 @@ from bench.packet.harness import Contender, Traffic, lower_quartile, measure  # 
 from bench.packet.katran import check_layout  # noqa: E402
 from bench.packet.opponent import Opponent  # noqa: E402
 from bench.packet.results import Result, report  # noqa: E402
-from bench.packet.rows import ESTABLISHED, ROWS, Row  # noqa: E402
+from bench.packet.rows import ESTABLISHED, ROWS, Row, tell_crowd  # noqa: E402
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject  # noqa: E402
 from fairlead.dataplane.xdp.libbpf.programs import Program  # noqa: E402
 from fairlead.errors import FairleadError  # noqa: E402
@@ -101,6 +101,7 @@ class Bench:
         bed = Bed(LoadedObject(program_object(), constants=constants, max_entries=sizes), self.cpu)
         stack.callback(bed.close)
         row.prepare(bed)
+        tell_crowd(bed, flows)
         return bed
 
     def _fill_and_check(self, row: Row, racer: Contender) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import ip_address
 
 from bench.packet.harness import Traffic
 from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp.settle import is_crowded
 from support.packets import (
     ACK,
     ICMP,
@@ -133,6 +134,14 @@ def many_vips(count: int) -> Callable[[Bed], None]:
 def braked(bed: Bed) -> None:
     service(abi.Forwarding.TUNNEL)(bed)
     bed.settings(abi.Settings(brake=1))
+
+
+def tell_crowd(bed: Bed, flows: int) -> None:
+    """Say how many flows are in use, as the agent does."""
+    raw = bed.maps["settings"].get(bytes(4))
+    assert raw is not None
+    told = replace(abi.Settings.unpack(raw), crowded=int(is_crowded(flows, before=False))).pack()
+    bed.maps["settings"].put(bytes(4), told + raw[len(told) :])
 
 
 def tcp4(flags: int = ACK) -> Callable[[int], Traffic]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows that go by their slot because the flow table would say the same: that they do, and that no flow ever moves.
 
-``touched`` has one word here, so that two flows are enough to make it crowded.
+``touched`` has one word here, which all flows share.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from fairlead.dataplane.xdp import abi
+from fairlead.dataplane.xdp import abi, settle
 from fairlead.dataplane.xdp.flows import TABLES
+from fairlead.dataplane.xdp.holdings import Holdings
 from fairlead.dataplane.xdp.records import u32
 from fairlead.dataplane.xdp.settle import Settler
 from fairlead.model.net import Endpoint, Protocol
@@ -34,6 +35,7 @@ VIP = "10.0.0.100:80"
 MARKS = 3 << abi.MARK_BITS
 FLAGS = (1 << abi.MARK_BITS) - 1
 EPOCH = 56
+CROWDED = abi.Settings(crowded=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def bed(namespace: None) -> Iterator[Bed]:
 
 @pytest.fixture
 def settler(bed: Bed) -> Iterator[Settler]:
-    made = Settler(settle_object(), bed.maps)
+    made = Settler(settle_object(), bed.maps, 31)
     yield made
     made.close()
 
@@ -54,7 +56,7 @@ def settler(bed: Bed) -> Iterator[Settler]:
 def world(bed: Bed) -> World:
     world = World(bed)
     world.forget()
-    bed.settings()
+    bed.settings(CROWDED)
     for n in SERVERS:
         world.server(n, f"10.0.1.{9 + n}:8080", source="10.0.1.1")
     world.service(1, "nat", SERVERS, SLOTS)
@@ -142,15 +144,55 @@ def test_a_flow_that_was_not_met_in_this_epoch_is_looked_up_once(world: World, s
     assert without_table(world, 1)
 
 
-def test_where_flows_are_few_they_are_looked_up(world: World, settler: Settler) -> None:
-    """The table is in a cache itself then."""
-    begin(world, 1)
+def test_while_few_flows_are_in_use_they_are_looked_up(world: World, settler: Settler) -> None:
+    """The table is in a cache itself then, and nothing is written beside it but marks."""
+    world.bed.settings()
+    begin(world, 1, 2, 3)
     world.settle(settler)
+    assert word(world) & (FLAGS | MARKS) == 0
     assert not without_table(world, 1)
-    begin(world, 2)
-    assert not without_table(world, 1)
-    begin(world, 3)
+    world.bed.settings(CROWDED)
+    assert not without_table(world, 1), "it was not met yet"
+    send(world, 1)
     assert without_table(world, 1)
+    world.bed.settings()
+    assert not without_table(world, 1)
+
+
+def test_the_agent_says_when_many_flows_are_in_use(
+    world: World, settler: Settler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many as where they are few again. Between few and many two epochs pass, for flags to be of the past."""
+    monkeypatch.setattr(settle, "_CROWDED", 8)
+    monkeypatch.setattr(settle, "_SAMPLE", 1)
+    world.bed.settings()
+    held = Holdings(hertz=250, clock=lambda: 0.0)
+    held.mirrors["settings"].use(world.bed.maps["settings"])
+
+    def crowded(now: float) -> int:
+        settler.step(held, now)
+        held.flush()
+        assert abi.Settings.unpack(world.bed.maps["settings"].get(u32(0)) or b"").crowded == held.settings.crowded
+        return held.settings.crowded
+
+    begin(world, *range(8))
+    assert [crowded(now) for now in (100.0, 108.0, 115.9, 116.0)] == [0, 0, 0, 1]
+    for at, _ in entries(world)[:4]:
+        put(world, at, None)
+    assert crowded(124.0) == 1
+    (at, _), *_ = entries(world)
+    put(world, at, None)
+    assert [crowded(now) for now in (131.0, 132.0)] == [1, 0]
+    begin(world, *range(8))
+    assert [crowded(now) for now in (140.0, 148.0)] == [0, 1]
+
+
+def test_strays_are_marked_also_while_few_flows_are_in_use(world: World) -> None:
+    world.bed.settings()
+    first = SERVERS[SLOTS[slot(client(1))]]
+    world.server(first, f"10.0.1.{9 + first}:8080", source="10.0.1.1", reset=True)
+    begin(world, 1)
+    assert word(world) & MARKS == MARKS
 
 
 def test_a_flow_that_shares_a_flag_is_looked_up(world: World, settler: Settler) -> None:
@@ -306,7 +348,7 @@ def test_no_flow_ever_moves(bed: Bed, settler: Settler, forwarding: str, seed: i
     """Connections come and go, tables change, servers are reset and return: the oracle knows of no settled service."""
     source, world = random.Random(seed), World(bed)
     world.forget()
-    bed.settings()
+    bed.settings(CROWDED)
     for n in SERVERS:
         world.server(n, f"10.0.1.{9 + n}:{8080 * (forwarding == 'nat')}", source="10.0.1.1")
     world.service(1, forwarding, SERVERS, SLOTS)

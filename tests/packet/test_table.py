@@ -111,17 +111,6 @@ def test_a_connection_that_stands_elsewhere_is_replaced_where_it_stands(world: W
     table.close()
 
 
-def test_neighbours_do_not_look_like_many(world: World) -> None:
-    """Few flows share a word of the filter with others, or the table would not be asked for them (touched.h)."""
-    establish(world, *(client(4, 1, 40960 + n) for n in range(NEIGHBOURS)))
-    for n in range(NEIGHBOURS):
-        world.send(tcp_frame(str(client(4, 1, 40960 + n)), VIPS[4], ACK))
-    touched = world.bed.maps["touched"]
-    words = [int.from_bytes(value, "little") & (1 << abi.MARK_BITS) - 1 for _, value in touched.items()]
-    assert sum(word.bit_count() > 3 for word in words) <= 3
-    assert sum(word != 0 for word in words) >= NEIGHBOURS - 4
-
-
 def is_plain(world: World, frame: bytes) -> bool:
     """Whether it is forwarded by the fast path, which leaves alone what the general one works on."""
     scratch = world.bed.maps["scratch"]

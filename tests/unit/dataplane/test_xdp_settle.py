@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -171,3 +172,33 @@ def test_which_services_may_be_settled(changes: dict[str, object], may: bool) ->
 @pytest.mark.parametrize(("hertz", "seconds"), [(100, 10.24), (250, 8.192), (300, 6.83), (1000, 8.192)])
 def test_an_epoch_is_about_eight_seconds(hertz: int, seconds: float) -> None:
     assert (1 << records.epoch_shift(hertz)) / hertz == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.root
+async def test_the_program_is_told_when_many_flows_are_in_use(namespace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle, "_CROWDED", 8)
+    monkeypatch.setattr(settle, "_COUNT_S", 0.0)
+    monkeypatch.setattr(settle, "_SAMPLE", 1)
+    monkeypatch.setattr(records, "EPOCH_S", 0.1)
+    async with opened_plane() as made:
+        await bring(made, state())
+
+        async def crowded() -> bool:
+            await made.observe()
+            raw = made._in.kernel.maps["settings"].get(u32(0))
+            assert raw is not None
+            return abi.Settings.unpack(raw).crowded == 1
+
+        async def in_use() -> bool:
+            assert made._in.kernel.now is not None
+            for port in range(5000, 5010):
+                frame = tcp_frame(f"192.0.2.77:{port}", "192.0.2.10:80", SYN)
+                made._in.kernel.now.program.run(frame, ifindex=socket.if_nametoindex("eth0"))
+            return await crowded()
+
+        assert not await crowded()
+        end = time.monotonic() + 5
+        while not await in_use():
+            assert time.monotonic() < end
+        while await crowded():  # nobody is there any more
+            assert time.monotonic() < end

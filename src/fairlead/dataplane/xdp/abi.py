@@ -419,7 +419,7 @@ class Settings(Record):
     LAYOUT: ClassVar = Layout(
         "fl_settings",
         "u32 abi, u32 wide, u32 brake, u32 answers, u32 cpus, u16 snat_first, u16 snat_last, u32 snat4, u32 snat6,"
-        "addr secret",
+        "u32 crowded, zero:4, addr secret",
     )
     abi: int = ABI
     wide: int = 0
@@ -430,6 +430,7 @@ class Settings(Record):
     snat_last: int = 32767
     snat4: int = 0
     snat6: int = 0
+    crowded: int = 0
     secret: bytes = bytes(16)
 
     def with_snat(self, addresses: tuple[IPAddress, ...]) -> bytes:

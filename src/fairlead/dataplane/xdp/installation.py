@@ -250,7 +250,7 @@ class Installation:
         self._memory = {name: maps[name].memory() for name in ("slots", "near")}
         self._flow_table = FlowTable(maps)
         self._census = Census(self._counting, maps, self.hertz)
-        self._settler = Settler(self._settling, maps)
+        self._settler = Settler(self._settling, maps, records.epoch_shift(self.hertz))
         held.server_ids.capacity = maps["servers"].max_entries
         held.service_ids.capacity = min(maps["services"].max_entries, MAX_SERVICES)
         held.extents.grow(maps["slots"].max_entries)
