@@ -38,6 +38,9 @@ def world(bed: Bed) -> World:
         world.server(n, f"10.0.1.{9 + n}:8080")
     world.service(1, "nat", SERVERS, SLOTS)
     world.listen(1, "10.0.0.100", TCP, 80)
+    for n in range(100):  # so that the next hops to all servers are known, or nothing is plain
+        world.send(tcp_frame(f"192.0.2.{n}:{n}", VIP, ACK))
+    world.forget()
     return world
 
 
@@ -45,6 +48,11 @@ def world(bed: Bed) -> World:
 def test_a_service_that_takes_nobody_has_a_table_all_the_same(world: World, mode: str, fate: Counter) -> None:
     world.service(1, "nat", SERVERS, SLOTS, mode=mode)
     assert world.both(OPENS).counter is fate
+
+
+def test_who_may_not_connect(world: World) -> None:
+    world.service(1, "nat", SERVERS, SLOTS, allowed=("198.51.100.0/24",))
+    assert world.both(OPENS).counter is Counter.DROP_DENIED
 
 
 def test_what_no_router_forwards_opens_nothing(world: World) -> None:
@@ -83,6 +91,8 @@ def test_ports_of_an_earlier_connection(world: World) -> None:
     (after,) = flows_of(world.bed.maps)
     assert (before.entry.state, after.entry.state) == (abi.State.FIN, abi.State.NEW)
     assert replace(after.entry, state=before.entry.state, seen=0, lock=0) == replace(before.entry, seen=0, lock=0)
+    service = abi.ServiceRecord.unpack(world.bed.maps["services"].get((1).to_bytes(4, "little")) or b"")
+    assert (after.entry.table, after.entry.generation) == (service.table_base & 0xFFFF, 1)
     assert after.details.born == after.entry.seen
     assert world.bed.counters()[Counter.EXPIRED] == expired
     world.send(tcp_frame(CLIENT, VIP, FIN | ACK))
