@@ -45,7 +45,7 @@ static __always_inline _Bool plain_place(const struct fl_flow4 *entry, const str
 	struct fl_service *before;
 
 	*replaced = 0;
-	if (entry->flow.kind == FL_FREE || entry->flow.kind == FL_GONE || !same_key4(entry, flow->addresses, flow->rest))
+	if (entry->flow.kind == FL_FREE || !same_key4(entry, flow->addresses, flow->rest))
 		return 1;
 	if (entry->flow.kind != FL_TO_SERVER || entry->flow.state == FL_NEW)
 		return 0;
