@@ -232,8 +232,7 @@ static __always_inline struct fl_hop *plain_hop(const struct fl_server *server, 
 }
 
 /* As flow_touch does. */
-static __always_inline void plain_touch(const struct plain_flow *flow, __u8 family, __u8 proto, __u8 tcp_flags,
-					__u32 ip_len, __u32 time)
+static __always_inline void plain_touch(const struct plain_flow *flow, __u8 proto, __u8 tcp_flags, __u32 ip_len, __u32 time)
 {
 	__u8 state = state_after(flow->state, proto, tcp_flags);
 
@@ -288,7 +287,7 @@ static __always_inline int plain_request(struct xdp_md *ctx, const struct plain 
 	if (forwarding == FL_NAT && (p->ip->ttl <= 1 || server->addr.word[3] == p->ip->saddr))
 		return NOT_PLAIN;
 	if (flow.entry)
-		plain_touch(&flow, 4, p->ip->protocol, p->tcp_flags, p->ip_len, p->time);
+		plain_touch(&flow, p->ip->protocol, p->tcp_flags, p->ip_len, p->time);
 	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len, 0);
 	return plain_send(ctx, p, server, forwarding, hop);
 }

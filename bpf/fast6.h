@@ -96,7 +96,7 @@ static __always_inline int plain_request6(struct xdp_md *ctx, const struct plain
 	hop = plain_hop(server, forwarding, 6, p->ip_len, p->time);
 	if (!hop || plain_unfinished6(p) || (forwarding == FL_NAT && p->ip->hop_limit <= 1))
 		return NOT_PLAIN;
-	plain_touch(&flow, 6, p->ip->nexthdr, p->tcp_flags, p->ip_len, p->time);
+	plain_touch(&flow, p->ip->nexthdr, p->tcp_flags, p->ip_len, p->time);
 	count_traffic(flow.service_id, flow.server_id, FL_TO_SERVER, p->ip_len, 0);
 	if (forwarding == FL_TUNNEL) {
 		spread = mix_flow(fold_addr(&p->src, 6), *(__u32 *)&p->tcp->source);

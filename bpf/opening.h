@@ -56,7 +56,7 @@ static __always_inline _Bool plain_place(const struct fl_flow4 *entry, const str
 	return 1;
 }
 
-/* Stores a new flow if the brake lets it; -1: its place is just being written. */
+/* Stores a new flow if the brake lets it; -1: its place is just being written, or its SYN was sent again. */
 static __always_inline int plain_remember(const struct plain_flow *flow, const struct plain *p,
 					  const struct fl_server *server, struct scratch *work,
 					  const struct fl_settings *set, _Bool *stored)
@@ -74,8 +74,12 @@ static __always_inline int plain_remember(const struct plain_flow *flow, const s
 		return -1;
 	entry = &block->entry[work->place % FL_PLACES4];
 	details = &block->details[work->place % FL_PLACES4];
-	if (!plain_place(entry, flow, p->time, &replaced) || lock_entry(&entry->flow))
+	if (lock_entry(&entry->flow))
 		return -1;
+	if (!plain_place(entry, flow, p->time, &replaced)) {
+		unlock_entry(&entry->flow);
+		return -1;
+	}
 	*stored = replaced || may_store();
 	if (*stored) {
 		if (work->place >= FL_PROBES)
