@@ -41,7 +41,9 @@ FULL, QUICK, TINY = Effort(100, 70, 50), Effort(24, 12, 12), Effort(1, 1, 1, 1, 
 BLOCK_S = 0.1  # short, so that what is compared is close in time, and many can be
 LATENCY_S = 0.3
 MOST = 1.4  # rounds are measured at most, of each that is wanted: some are disturbed
-MOST_LOST = 5  # blocks with losses, while the balancer meets the flows
+MOST_LOST = (
+    30  # blocks with losses, while the balancer meets the flows: the brake lets fullnat store some 8,000 in each
+)
 
 
 @contextmanager

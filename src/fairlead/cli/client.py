@@ -6,6 +6,7 @@ Invariant: whatever goes wrong on the way comes out as a FairleadError that says
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -74,8 +75,9 @@ class Client:
         connection = _Connection(self._path)
         try:
             connection.request(method, target, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            content = response.read()
+            # Closed here and not by its finalizer, in which Ctrl-C would be lost: Python ignores what is raised there.
+            with contextlib.closing(connection.getresponse()) as response:
+                content = response.read()
         except TimeoutError:
             raise NoDaemon(f"the daemon at {self._path} did not answer within {TIMEOUT_S:g} s") from None
         except OSError as error:

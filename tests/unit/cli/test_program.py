@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from fairlead import __version__
+from fairlead.cli.client import Client
 from fairlead.cli.local import DemoOptions, LocalVerbs, RunOptions
 from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError
 from fairlead.model.host import Finding
@@ -382,6 +384,19 @@ def test_interrupted(daemon: Serving) -> None:
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert b"Traceback" not in errors
+
+
+def test_no_answer_is_closed_by_its_finalizer(daemon: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt that came just then would be ignored, and `--watch` go on."""
+    closed: list[bool] = []
+
+    class Answer(http.client.HTTPResponse):
+        def __del__(self) -> None:
+            closed.append(self.closed)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "response_class", Answer)
+    assert Client(Path(daemon.socket)).get("/v1/servers")
+    assert closed == [True]
 
 
 def test_show_starts_without_the_libraries_of_the_daemon(daemon: Serving) -> None:
