@@ -32,6 +32,8 @@ def tools(runtime: Path) -> Tools:
     return Tools(compile_load(runtime), split_cpus(1))
 
 
+# With others on the machine a proxy may answer nothing in a block of a tenth of a second.
+@pytest.mark.serial
 @pytest.mark.timeout(120)
 def test_every_contender_gets_every_figure_and_nothing_is_left(tools: Tools, runtime: Path) -> None:
     results = measure(tools, runtime, SUITES, (), TINY)

@@ -372,12 +372,17 @@ def test_a_full_disk(daemon: Serving) -> None:
 
 
 def test_interrupted(daemon: Serving) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, "show", "-o", "json", "--watch", "--socket", daemon.socket],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
+    # A suite in the background of a shell ignores SIGINT, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*PROGRAM, "show", "-o", "json", "--watch", "--socket", daemon.socket],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
