@@ -187,6 +187,18 @@ def test_the_agent_says_when_many_flows_are_in_use(
     assert [crowded(now) for now in (140.0, 148.0)] == [0, 1]
 
 
+def test_a_part_of_the_table_stands_for_all_of_it(
+    world: World, settler: Settler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "_CROWDED", 26)
+    monkeypatch.setattr(settle, "_SAMPLE", 2)
+    held = Holdings(hertz=250, clock=lambda: 0.0)
+    begin(world, *range(40))
+    for now in (100.0, 116.0):
+        settler.step(held, now)
+    assert held.settings.crowded
+
+
 def test_strays_are_marked_also_while_few_flows_are_in_use(world: World) -> None:
     world.bed.settings()
     first = SERVERS[SLOTS[slot(client(1))]]
