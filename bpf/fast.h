@@ -149,7 +149,7 @@ static __always_inline int plain_reply(struct xdp_md *ctx, const struct plain *p
 struct plain_flow {
 	__u64 addresses, rest; /* the key */
 	__u64 hash;
-	__u64 word; /* table_base and table_size of its service, for one that opens */
+	__u64 word; /* table_base and table_size of its service, unless an entry decides */
 	struct touch touch; /* word NULL: it was not looked at */
 	struct fl_service *service;
 	struct fl_flow *entry; /* NULL: the flow table was not asked */
@@ -159,31 +159,42 @@ struct plain_flow {
 	__u8 state;
 };
 
-/*
- * By the slot, for a flow of a settled service that was met a moment ago (touched.h). -1: the table has to say. It may
- * be a flow that the table does not know, so what is asked of a new one is asked here.
- */
-static __always_inline int plain_settled(struct plain_flow *flow, const struct plain *p)
+/* The service of a TCP packet, and its table as it is in this moment; -1: none, or no router forwards it. */
+static __always_inline int plain_service(struct plain_flow *flow, const struct plain *p)
 {
 	struct fl_listen4 key = { .addr = p->ip->daddr, .port = p->tcp->dest, .proto = IPPROTO_TCP };
-	__u32 *id, size;
-	__u64 word, hash;
+	__u32 *id = bpf_map_lookup_elem(&listeners4, &key);
 
-	if (touch_find(&flow->touch, flow->hash, p->time) || p->tcp_flags & TCP_FIN || !touch_met(&flow->touch))
-		return -1;
-	id = bpf_map_lookup_elem(&listeners4, &key);
 	if (!id || unroutable4(p->ip->saddr))
 		return -1;
 	flow->service_id = *id;
 	flow->service = bpf_map_lookup_elem(&services, &flow->service_id);
 	if (!flow->service)
 		return -1;
-	word = *(volatile __u64 *)&flow->service->table_base;
-	if (!(word >> 32 & FL_SETTLED))
+	flow->word = *(volatile __u64 *)&flow->service->table_base;
+	return 0;
+}
+
+/* The server that its slot names. */
+static __always_inline void plain_slot(struct plain_flow *flow)
+{
+	__u32 size = slots_of(flow->word);
+	__u64 hash = flow_hash4(flow->service->seed, flow->addresses, flow->addresses >> 32, flow->rest, IPPROTO_TCP);
+
+	flow->server_id = server_in_slot(flow->word, size, slot_of(hash, size));
+}
+
+/*
+ * By the slot, for a flow of a settled service that was met a moment ago (touched.h). -1: the table has to say. It may
+ * be a flow that the table does not know, so what is asked of a new one is asked here.
+ */
+static __always_inline int plain_settled(struct plain_flow *flow, const struct plain *p)
+{
+	if (touch_find(&flow->touch, flow->hash, p->time) || p->tcp_flags & TCP_FIN || !touch_met(&flow->touch))
 		return -1;
-	hash = flow_hash4(flow->service->seed, flow->addresses, flow->addresses >> 32, flow->rest, IPPROTO_TCP);
-	size = slots_of(word);
-	flow->server_id = server_in_slot(word, size, slot_of(hash, size));
+	if (plain_service(flow, p) || !(flow->word >> 32 & FL_SETTLED))
+		return -1;
+	plain_slot(flow);
 	return 0;
 }
 

@@ -13,24 +13,14 @@
 /* The service and the server of a new flow; -1: it is not plain. */
 static __always_inline int plain_choice(struct plain_flow *flow, const struct plain *p)
 {
-	struct fl_listen4 key = { .addr = p->ip->daddr, .port = p->tcp->dest, .proto = IPPROTO_TCP };
-	__u32 *id = bpf_map_lookup_elem(&listeners4, &key);
-	struct fl_service *service;
-	__u32 size;
-	__u64 hash;
+	const struct fl_service *service;
 
-	if (!id || unroutable4(p->ip->saddr))
+	if (plain_service(flow, p))
 		return -1;
-	flow->service_id = *id;
-	service = bpf_map_lookup_elem(&services, &flow->service_id);
-	if (!service || service->mode != FL_FORWARD || service->choice != FL_BY_FLOW || service->access ||
-	    service->new_per_source)
+	service = flow->service;
+	if (service->mode != FL_FORWARD || service->choice != FL_BY_FLOW || service->access || service->new_per_source)
 		return -1;
-	flow->service = service;
-	flow->word = *(volatile __u64 *)&service->table_base;
-	size = slots_of(flow->word);
-	hash = flow_hash4(service->seed, flow->addresses, flow->addresses >> 32, flow->rest, IPPROTO_TCP);
-	flow->server_id = server_in_slot(flow->word, size, slot_of(hash, size));
+	plain_slot(flow);
 	return 0;
 }
 
