@@ -9,25 +9,22 @@ no flow is left whose drain could matter, and the host's checks begin anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from ipaddress import ip_address
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from fairlead.engine.encoded import Encoded, to_json
 from fairlead.engine.files import replace_file
 from fairlead.model.configuration import Configuration
 from fairlead.model.health import AgentAdvice, HealthState, ProbeTarget, Verdict
 from fairlead.model.net import Endpoint
 from fairlead.model.pool import AdminState, RealServer
 from fairlead.model.reasons import DownReason
-from fairlead.model.shared import shared
 from fairlead.policy.derive import Departure, Ejection, Override, Runtime, targets
 
 FORMAT = 1
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +45,24 @@ class Store:
     def __init__(self, path: Path, boot_id: str) -> None:
         self._path = path
         self._boot_id = boot_id
-        self._texts: dict[str, tuple[tuple[Mapping[Any, Any], ...], tuple[str, ...]]] = {}  # of what was saved last
+        self._health: Encoded[ProbeTarget, HealthState] = Encoded(lambda it, state: (_target_id(it), _health(state)))
+        self._overrides: Encoded[str, Override] = Encoded(lambda key, override: (key, _override(override)))
+        self._drain_since: Encoded[str, float] = Encoded(lambda key, moment: (key, moment))
+        self._advice: Encoded[ProbeTarget, AgentAdvice] = Encoded(lambda it, advice: (_target_id(it), asdict(advice)))
 
     def texts(self, runtime: Runtime) -> list[str]:
         """``runtime`` as ``write`` takes it: JSON in many pieces, most of which are those of the last time."""
         parts = {
             "format": [str(FORMAT)],
-            "boot_id": [_json(self._boot_id)],
-            "health": self._object("health", runtime.health, lambda it: (_target_id(it[0]), _health(it[1]))),
-            "overrides": self._object("overrides", runtime.overrides, lambda it: (it[0], _override(it[1]))),
-            "drain_since": self._object("drain_since", runtime.drain_since, lambda it: it),
-            "departures": [_json({key: _departure(departure) for key, departure in runtime.departures.items()})],
-            "resting": [_json(sorted(runtime.resting))],
-            "rising": [_json(dict(runtime.rising))],
-            "advice": self._object("advice", runtime.advice, lambda it: (_target_id(it[0]), asdict(it[1]))),
-            "ejections": [_json({key: asdict(ejection) for key, ejection in runtime.ejections.items()})],
+            "boot_id": [to_json(self._boot_id)],
+            "health": self._health.texts(runtime.health),
+            "overrides": self._overrides.texts(runtime.overrides),
+            "drain_since": self._drain_since.texts(runtime.drain_since),
+            "departures": [to_json({key: _departure(departure) for key, departure in runtime.departures.items()})],
+            "resting": [to_json(sorted(runtime.resting))],
+            "rising": [to_json(dict(runtime.rising))],
+            "advice": self._advice.texts(runtime.advice),
+            "ejections": [to_json({key: asdict(ejection) for key, ejection in runtime.ejections.items()})],
         }
         return [it for name, pieces in parts.items() for it in (f',"{name}":', *pieces)]
 
@@ -73,18 +73,6 @@ class Store:
             OSError: The file system refuses it.
         """
         replace_file(self._path, f"{{{''.join(texts)[1:]}}}".encode())
-
-    def _object(self, name: str, entries: Mapping[K, V], plain: Callable[[tuple[K, V]], tuple[str, Any]]) -> list[str]:
-        """JSON of a mapping; the text of parts that did not change since the last time is still there."""
-        parts = shared(entries).parts
-        known, said = self._texts.get(name, ((), ()))
-        texts = [
-            text if part is same else _json(dict(map(plain, part.items())))[1:-1]
-            for part, same, text in zip_longest(parts, known, said)
-        ]
-        self._texts[name] = (parts, tuple(texts))
-        filled = [text for text in texts if text]
-        return ["{", *(it for text in filled[:-1] for it in (text, ",")), *filled[-1:], "}"]
 
     def load(self, configuration: Configuration) -> Runtime | Loss | None:
         """What an earlier agent left, as far as ``configuration`` still knows it; None when there is nothing."""
@@ -126,9 +114,6 @@ class Store:
             },
             ejections={key: _read_ejection(raw) for key, raw in content.get("ejections", {}).items()},
         )
-
-
-_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _target_id(target: ProbeTarget) -> str:

@@ -53,10 +53,38 @@ def test_what_changes_nothing_is_the_same_object() -> None:
     assert shared(held) is held
 
 
-def test_parts_that_did_not_change_are_shared() -> None:
+def test_groups_and_parts_that_did_not_change_are_shared() -> None:
     held = Shared({number: number for number in range(10 * PARTS)})
     after = held.changed({5: -1})
-    assert sum(one is not other for one, other in zip(held.parts, after.parts, strict=True)) == 1
+    changed = [pair for pair in zip(held.groups, after.groups, strict=True) if pair[0] is not pair[1]]
+    assert len(changed) == 1
+    assert sum(one is not other for one, other in zip(*changed[0], strict=True)) == 1
+
+
+class Asked:
+    """A key that counts how often keys were asked for their hash."""
+
+    times = 0
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __hash__(self) -> int:
+        Asked.times += 1
+        return self._number
+
+
+def test_what_is_the_same_in_both_is_not_looked_at() -> None:
+    held = Shared({Asked(number): number for number in range(4 * PARTS)})
+    new = Asked(5)
+    after = held.changed({new: 5})
+    Asked.times = 0
+    assert len(held.without(held)) == 0
+    assert len(held.under(held)) == 4 * PARTS
+    assert differing(held, after) == {new}
+    assert len(after.without(held)) == 1
+    assert len(held.under(after)) == 4 * PARTS + 1
+    assert Asked.times < 60  # those of one part, a few times
 
 
 def test_what_is_taken_away_twice_is_gone_once() -> None:
