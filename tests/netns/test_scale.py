@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,15 @@ from support.crossing import Daemon
 from support.netns import inside, lan
 from support.processes import UnixConnection
 from support.wait import until
+from support.yardstick import slowness
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.mark.timeout(300)]
 log = logging.getLogger("scale")
 SERVICES, SERVERS = 10_000, 10
 CHANGES, PACE_S = 400, 0.03  # so that two looks at everything come between them
-# The goals are 10 s, 5 ms at the 99th percentile, and 2 %; these leave room for a slower machine, whose caches
-# have forgotten the agent between changes.
-COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 15.0, 5.0, 12.0, 50.0, 4.0
+# The goals are 10 s, 5 ms at the 99th percentile, and 2 %; these leave room for a machine whose caches have forgotten
+# the agent between changes. Bars in time are of a machine at its full speed, and grow with how slow it is.
+COLD_S, CHANGE_MS, LATE_MS, WAITED_MS, IDLE_PERCENT = 13.0, 5.0, 12.0, 50.0, 4.0
 IDLE_S = 12.0  # two looks at everything and more
 
 
@@ -52,12 +54,12 @@ def used_s(daemon: Daemon) -> float:
 
 
 @pytest.fixture
-def daemon(runtime: Path) -> Iterator[Daemon]:
-    """Not started yet."""
-    with lan() as net:
+def daemon() -> Iterator[Daemon]:
+    """Not started yet; its runtime directory is in memory, as /run is."""
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/dev/shm") as runtime, lan() as net:
         node = net.add("lb", ("10.0.0.1/8",))
         node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
-        made = Daemon(node, runtime, text())
+        made = Daemon(node, Path(runtime), text())
         try:
             yield made
         finally:
@@ -68,13 +70,17 @@ def daemon(runtime: Path) -> Iterator[Daemon]:
 
 
 def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> None:
-    began = time.monotonic()
+    slow, began = [slowness()], time.monotonic()
     daemon.launch()
     until(daemon._ready, 120, f"ready: {daemon.log}")
     log.info("cold start: %.1f s of CPU, %.1f s of time", used_s(daemon), time.monotonic() - began)
     cold_s = used_s(daemon)
 
+    slow.append(slowness())
     took, waited = changes(daemon)
+    slow.append(slowness())
+    times = max(slow)  # it changes within seconds
+    log.info("the machine is %s times as slow as where the bars were set", " ".join(f"{it:.2f}" for it in slow))
     median, late = took[CHANGES // 2], took[CHANGES * 99 // 100]
     log.info("one change: %.2f ms of CPU, 99th percentile %.2f ms, most %.2f ms", median, late, took[-1])
     log.info(
@@ -87,11 +93,11 @@ def test_a_hundred_thousand_servers_start_change_and_rest(daemon: Daemon) -> Non
     idle = 100 * (used_s(daemon) - used) / (time.monotonic() - began)
     log.info("idle: %.1f %% of a CPU", idle)
 
-    assert cold_s < COLD_S
-    assert median < CHANGE_MS
-    assert late < LATE_MS
-    assert waited[CHANGES * 99 // 100] < WAITED_MS
-    assert idle < IDLE_PERCENT
+    assert cold_s < COLD_S * times
+    assert median < CHANGE_MS * times
+    assert late < LATE_MS * times
+    assert waited[CHANGES * 99 // 100] < WAITED_MS * times
+    assert idle < IDLE_PERCENT * times
 
 
 def changes(daemon: Daemon) -> tuple[list[float], list[float]]:

@@ -267,6 +267,7 @@ class Agent:
         """Have the monitor probe ``wanted``, by ways that are there before."""
         await self._parts.dataplane.set_ways(frozenset(target.way for target in wanted if target.way is not None))
         self._parts.monitor.set_targets(wanted, known)
+        self._present.outdate()
 
     async def _first_results(
         self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Mapping[ProbeTarget, HealthState]
@@ -411,19 +412,21 @@ class Agent:
             Conflict: It was removed and only its flows are left.
             DataPlaneError: The data plane did not take it; the agent keeps trying.
         """
-        configuration, runtime, now = self._present.configuration, self._present.runtime(), self._parts.clock()
+        now = self._parts.clock()  # before the decision, that no moment of change comes between
+        decided = self._present.decide()
+        configuration, runtime = self._present.configuration, self._present.runtime()
         if key in runtime.departures:
             raise Conflict(f"{key} was removed from the configuration; only its last flows are left")
         if admin is not None:
             runtime = derive.set_admin(configuration, runtime, key, admin, now)
         if weight is not None:
             runtime = derive.set_weight(configuration, runtime, key, weight, now)
-        decided = self._present.decide()
-        before, after = decided.servers.get(key), derive.desired(configuration, runtime, now, decided).servers[key]
+        derived = derive.desired(configuration, runtime, now, decided)
+        before, after = decided.servers.get(key), derived.servers[key]
         changes = server_changes(before, after)
         if not changes or dry_run:
             return ChangeResult(changes)
-        self._present.take(runtime)
+        self._present.take_decided(derived)
         await self._saver.now()
         if before is None or AdminState.MAINT in {before.admin, after.admin}:
             await self._probe(self._present.targets(), runtime.health)

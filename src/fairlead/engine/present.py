@@ -67,6 +67,13 @@ class Present:
         self.configuration = configuration or self.configuration
         self._decided = False
 
+    def take_decided(self, derived: Derived) -> None:
+        """Go over to a decision about another runtime that was made from the one in force."""
+        before = self._derived
+        self.take(derived.basis.runtime)
+        self._derived, self._decided = derived, True
+        self._note_verdicts(before, derived)
+
     def outdate(self) -> None:
         """A verdict has changed."""
         self._decided = False

@@ -58,21 +58,18 @@ class Extents:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.room = max(0, capacity - 1)  # units that are free, or will be once they have rested
         # Start and length, sorted, never adjacent.
         self._free: list[tuple[int, int]] = [(1, capacity - 1)] if capacity > 1 else []
         self._at = 1
         self._retired: deque[tuple[float, int, int]] = deque()
         self._recent: deque[int] = deque(maxlen=_RECENT)
 
-    @property
-    def room(self) -> int:
-        """Units that are free, or will be once they have rested."""
-        return sum(length for _, length in self._free) + sum(units for _, _, units in self._retired)
-
     def grow(self, capacity: int) -> None:
         """There is more of it."""
         if capacity > self.capacity:
             self._give(self.capacity, capacity - self.capacity)
+            self.room += capacity - self.capacity
             self.capacity = capacity
 
     def use(self, base: int, units: int) -> None:
@@ -108,8 +105,10 @@ class Extents:
     def retire(self, base: int, units: int, now: float) -> None:
         """These are no longer used, as soon as they have rested."""
         self._retired.append((now, base, units))
+        self.room += units
 
     def _cut(self, index: int, base: int, units: int) -> None:
+        self.room -= units
         start, length = self._free.pop(index)
         if base > start:
             insort(self._free, (start, base - start))
