@@ -46,6 +46,20 @@ static __always_inline _Bool plain_place(const struct fl_flow4 *entry, const str
 	return 1;
 }
 
+/*
+ * Under the brake: whether an entry of an earlier connection, if there is one, has the server that the slot names, so
+ * that it need not be replaced, nor looked for. In a flood of SYNs that look was half the time of each.
+ */
+static __always_inline _Bool plain_needs_none(const struct plain_flow *flow, const struct fl_settings *set)
+{
+	__u64 *word;
+
+	if (!(flow->word >> 32 & FL_SETTLED) || !brake_is_on(set))
+		return 0;
+	word = touch_word(flow->hash);
+	return word && !(*(volatile __u64 *)word & MARKS);
+}
+
 /* Stores a new flow if the brake lets it; -1: its place is just being written, or its SYN was sent again. */
 static __always_inline int plain_remember(const struct plain_flow *flow, const struct plain *p,
 					  const struct fl_server *server, struct scratch *work,
@@ -56,6 +70,9 @@ static __always_inline int plain_remember(const struct plain_flow *flow, const s
 	struct fl_flow4 *entry;
 	_Bool replaced;
 
+	*stored = 0;
+	if (plain_needs_none(flow, set))
+		return 0;
 	work->flow.entry.seen = p->time;
 	if (!home || find_place4(work, flow->hash, flow->addresses, flow->rest, 0))
 		return -1;

@@ -129,6 +129,14 @@ static __always_inline _Bool may_store(void)
 	return set && cpu && window_allows(&cpu->brake_window, &cpu->brake_count, set->brake);
 }
 
+/* Whether this CPU has stored what it may; nothing is taken from that. */
+static __always_inline _Bool brake_is_on(const struct fl_settings *set)
+{
+	struct fl_cpu *cpu = this_cpu();
+
+	return set->brake && cpu && cpu->brake_window == now() >> FL_WINDOW_SHIFT && cpu->brake_count >= set->brake;
+}
+
 static __always_inline __u32 server_in_slot(__u32 base, __u32 size, __u32 slot)
 {
 	__u32 unit = base + slot / 4, member;

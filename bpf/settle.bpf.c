@@ -65,13 +65,15 @@ static __always_inline __u32 named_by_slot(const struct fl_flow4 *entry, __u32 *
 
 static __always_inline void mark_entry(const struct fl_flow4 *entry, const struct fl_settings *set, struct walk *walk)
 {
+	_Bool to_server = entry->flow.kind == FL_TO_SERVER; /* or without the VIP, from when its address was none */
 	__u32 service_id = 0, server_id;
 	__u64 *word;
 
-	if (entry->flow.kind != FL_TO_SERVER || entry->flow.proto != IPPROTO_TCP || !flow_alive(&entry->flow, walk->time))
+	if (!(to_server || entry->flow.kind == FL_DIRECT) || entry->flow.proto != IPPROTO_TCP ||
+	    !flow_alive(&entry->flow, walk->time))
 		return;
 	server_id = named_by_slot(entry, &service_id);
-	if (!server_id || (entry->flow.service == service_id && entry->flow.server == server_id))
+	if (!server_id || (to_server && entry->flow.service == service_id && entry->flow.server == server_id))
 		return;
 	word = touch_word(hash4(two(entry->src, entry->dst), ports_proto(entry->sport, entry->dport, IPPROTO_TCP), set));
 	if (word)
