@@ -14,11 +14,11 @@ from fairlead.model.configuration import Configuration
 from fairlead.model.health import AgentReport, HealthState, Verdict
 from fairlead.model.pool import AdminState, HealthMonitor, MonitorType, PassiveCheck, Pool, RealServer, server_key
 from fairlead.model.service import Scheduler, VirtualService, WhenAllDown
-from fairlead.model.state import FlowTreatment, ForwardingState, ServiceMode
+from fairlead.model.state import FlowTreatment, ForwardingState, Listener, ServiceMode
 from fairlead.policy import derive, passive, tables
 from fairlead.policy.derive import Derived, Runtime
 from fairlead.policy.plan import apply_op, plan
-from fairlead.policy.runtime import admin_state, present_weight, successor
+from fairlead.policy.runtime import admin_state, pool_of, present_weight, successor
 from support.models import DOWN, TCP_MONITOR, UP, configuration, pool, server, service
 
 EXAMPLES = settings(max_examples=100, deadline=None)
@@ -72,7 +72,18 @@ def configurations(draw: st.DrawFn) -> Configuration:
         )
         for number in range(draw(st.integers(0, 3)) if present else 0)
     ]
-    return configuration(*present, *services)
+    seed = draw(st.sampled_from([None, None, bytes(16)]))
+    return replace(configuration(*present, *services), hash_seed=seed)
+
+
+@st.composite
+def successors(draw: st.DrawFn, current: Configuration) -> Configuration:
+    """What a file may say next; some pools and services are those of before."""
+    following = draw(configurations())
+    kept = draw(st.sets(st.sampled_from((*POOLS, *current.services))))
+    pools = {name: current.pools.get(name, it) if name in kept else it for name, it in following.pools.items()}
+    services = {name: each for name, each in current.services.items() if name in kept and each.pool in pools}
+    return replace(following, pools=pools, services={**following.services, **services})
 
 
 Step = tuple[Configuration, Runtime, float]
@@ -89,7 +100,7 @@ def chronicles(draw: st.DrawFn) -> list[Step]:
         keys = [server_key(it.name, each.name) for it in current.pools.values() for each in it.servers]
         match draw(st.sampled_from(["reload", "admin", "weight", "health", "settle", "eject", "advice"])):
             case "reload":
-                following = draw(configurations())
+                following = draw(successors(current))
                 runtime = derive.transition(current, following, runtime, now)
                 current = following
             case "admin" if keys:
@@ -293,6 +304,38 @@ def test_a_decision_before_saves_work_and_changes_no_decision(chronicle: list[St
         assert noted == derive.noted(current, runtime, now)
         before = derive.desired(current, noted, now, before)
         assert before == derive.desired(current, noted, now)
+
+
+@given(histories(), st.data())
+@EXAMPLES
+def test_a_reload_comes_to_the_same_whether_it_is_known_what_stays(history: Step, data: st.DataObject) -> None:
+    current, runtime, now = history
+    known = data.draw(successors(current))
+    unknown = replace(known, pools={name: replace(it) for name, it in known.pools.items()})
+    assert unknown.pools_unlike(current) == known.pools.keys() | current.pools.keys()
+    after = derive.transition(current, known, runtime, now)
+    assert after == derive.transition(current, unknown, runtime, now)
+    assert unknown.keeping(current).pools_unlike(current) <= known.pools_unlike(current)
+
+
+@given(histories(), st.data())
+@EXAMPLES
+def test_a_reload_leaves_what_it_does_not_concern(history: Step, data: st.DataObject) -> None:
+    """The same objects: so a data plane need not be asked about them."""
+    current, runtime, now = history
+    before = derive.desired(current, runtime, now)
+    following = data.draw(successors(current))
+    runtime = derive.transition(current, following, runtime, now)
+    after = derive.desired(following, runtime, now, before)
+    concerned = derive.touched(before, following, runtime, now)
+    concerned = POOLS if concerned is None else concerned
+    for key, spec in before.state.servers.items():
+        assert pool_of(key) in concerned or after.state.servers[key] is spec
+    for name, held in before.state.services.items():
+        assert held.pool in concerned or after.state.services[name] is held
+    assert after.state.listeners == {
+        Listener(it.name, it.protocol, listen) for it in following.services.values() for listen in it.listen
+    }
 
 
 @given(chronicles())

@@ -60,7 +60,12 @@ def run(options: RunOptions) -> int:
     gc.disable()  # until the daemon is ready: next to nothing is garbage before
 
     async def read() -> Loaded:
-        return await asyncio.to_thread(_load, file)
+        gc.disable()  # nothing of it is garbage: looking for some stalled the loop for seconds with 10,000 services
+        try:
+            return await asyncio.to_thread(_load, file)
+        finally:
+            gc.freeze()
+            gc.enable()
 
     loaded = _load(file)
     return asyncio.run(serve(Daemon(loaded, read, str(file), _socket(options.socket, loaded))))

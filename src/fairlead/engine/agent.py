@@ -2,16 +2,14 @@
 """The agent: joins monitor, policy and reconciler, and answers what the API asks (``api.facade.Facade``).
 
 Invariants: every decision comes from ``policy``; all state changes happen on the event loop; a write is in the
-store before it is answered; a configuration is switched only after its new servers were probed once, so that a
-reload never replaces live servers by unknown ones.
+store before it is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fairlead import __version__
@@ -20,21 +18,23 @@ from fairlead.config.load import Loaded
 from fairlead.dataplane.base import Counters, DataPlane, FlowFilter
 from fairlead.engine.advice import Advice
 from fairlead.engine.certificates import CertificateWatch
-from fairlead.engine.changes import at_next_start, server_changes, unknown
+from fairlead.engine.changes import server_changes, unknown
 from fairlead.engine.events import Events
 from fairlead.engine.explain import explain
 from fairlead.engine.monitor import Monitor
 from fairlead.engine.outliers import Outliers
 from fairlead.engine.ownership import Ownership
 from fairlead.engine.present import Present
+from fairlead.engine.probing import Probing
 from fairlead.engine.reconciler import Reconciler
+from fairlead.engine.reload import Reload
 from fairlead.engine.saver import Saver
 from fairlead.engine.service_states import ServiceStates
 from fairlead.engine.store import Loss, Store
 from fairlead.engine.views import server_views, service_views
-from fairlead.errors import ConfigError, Conflict, DataPlaneError, FairleadError, NotFound
+from fairlead.errors import Conflict, DataPlaneError, FairleadError, NotFound
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import HealthState, ProbeResult, ProbeTarget, Verdict
+from fairlead.model.health import ProbeResult, ProbeTarget, Verdict
 from fairlead.model.net import FlowQuestion
 from fairlead.model.pool import AdminState, MonitorType
 from fairlead.model.service import Forwarding
@@ -53,12 +53,9 @@ from fairlead.model.views import (
 )
 from fairlead.model.vip import STATIC
 from fairlead.policy import derive
-from fairlead.policy.derive import Runtime
 from fairlead.policy.health import Transition
-from fairlead.policy.plan import describe
 
 HOUSEKEEPING_S = 1.0
-FIRST_RESULTS_SLACK_S = 0.5  # beyond the longest probe timeout: when probes of many targets queue up
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +89,18 @@ class Agent:
         self._reconciler = Reconciler(parts.dataplane, self._desired, parts.events, parts.clock)
         self._outliers = Outliers(self._present, parts.events, parts.clock, self._decide_anew)
         self._services = ServiceStates(parts.events)
+        self._probing = Probing(parts.monitor, parts.dataplane, self._present)
+        self._reload = Reload(
+            parts.read,
+            config_file,
+            present=self._present,
+            probing=self._probing,
+            reconciler=self._reconciler,
+            events=parts.events,
+            on_switch=self._switched,
+            clock=parts.clock,
+            wall_clock=parts.wall_clock,
+        )
         self._advice = Advice(self._present, parts.events, self._decide_anew)
         self._certificates = CertificateWatch(parts.events, parts.wall_clock)
         self._ownership = Ownership(
@@ -103,12 +112,10 @@ class Agent:
             wall_clock=parts.wall_clock,
         )
         self._counters = Counters()
-        self._reloading = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = False
         self._adopted = False
         self._started_at = parts.wall_clock()
-        self._reloaded: tuple[float, str | None] = (self._started_at, None)
 
     async def start(self) -> None:
         """Adopt or start the data plane, probe everything once, and bring the data plane to the desired state.
@@ -129,7 +136,7 @@ class Agent:
         )
         self._present.take(after)
         self._tasks.append(asyncio.create_task(self._parts.monitor.run(), name="monitor"))
-        await self._first_results(self._present.targets(), self._present.runtime().health)
+        await self._probing.first_results(self._present.targets(), self._present.runtime().health)
         convergence = await self._reconciler.reconcile()
         if convergence.error is not None and not self._adopted:
             raise FairleadError(convergence.error)
@@ -261,28 +268,6 @@ class Agent:
         self._services.look(self._present.configuration, derived)
         return derived.state, derived.next_at
 
-    async def _probe(
-        self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Mapping[ProbeTarget, HealthState]
-    ) -> None:
-        """Have the monitor probe ``wanted``, by ways that are there before."""
-        await self._parts.dataplane.set_ways(frozenset(target.way for target in wanted if target.way is not None))
-        self._parts.monitor.set_targets(wanted, known)
-        self._present.outdate()
-
-    async def _first_results(
-        self, wanted: Mapping[ProbeTarget, frozenset[str]], known: Mapping[ProbeTarget, HealthState]
-    ) -> None:
-        """Probe ``wanted`` and wait until each target had a result, or could have had one.
-
-        Targets that are new to the monitor start from their ``known`` state.
-        """
-        await self._probe(wanted, known)
-        longest_s = max((target.monitor.timeout_s for target in wanted), default=0.0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(longest_s + FIRST_RESULTS_SLACK_S):
-                await self._parts.monitor.all_checked()
-        self._present.outdate()
-
     async def _housekeep(self) -> None:
         """Read the counters, once a second or faster, and act on what they say.
 
@@ -317,16 +302,16 @@ class Agent:
     def status(self) -> StatusView:
         """The daemon at a glance; the workers' figures are at most a second old."""
         convergence = self._reconciler.convergence
-        reloaded_at, reload_error = self._reloaded
+        reloaded = self._reload.last
         return StatusView(
             version=__version__,
             pid=os.getpid(),
             started_at=self._started_at,
             config_file=self._config_file,
             config_digest=self._present.configuration.digest,
-            last_reload_at=reloaded_at,
-            last_reload_ok=reload_error is None,
-            last_reload_error=reload_error,
+            last_reload_at=reloaded.at,
+            last_reload_ok=reloaded.error is None,
+            last_reload_error=reloaded.error,
             converged=convergence.converged,
             pending_error=self._self_test(),
             drift_repairs_total=convergence.drift_repairs,
@@ -429,7 +414,7 @@ class Agent:
         self._present.take_decided(derived)
         await self._saver.now()
         if before is None or AdminState.MAINT in {before.admin, after.admin}:
-            await self._probe(self._present.targets(), runtime.health)
+            await self._probing.set(self._present.targets(), runtime.health)
         self._parts.events.record("server_changed", key, "; ".join(changes))
         await self._reconcile()
         return ChangeResult(changes)
@@ -442,46 +427,14 @@ class Agent:
             Conflict: There is no file, or another reload is under way.
             DataPlaneError: The data plane did not take all of it; the agent keeps trying.
         """
-        if self._parts.read is None:
-            raise Conflict("the daemon runs without a configuration file; there is nothing to read again")
-        if self._reloading.locked():
-            raise Conflict("another reload is under way; try again when it has ended")
-        async with self._reloading:
-            try:
-                loaded = await self._parts.read()
-            except ConfigError as error:
-                if not dry_run:
-                    self._reloaded = (self._parts.wall_clock(), str(error))
-                    self._parts.events.record("reload_failed", self._config_file or "", str(error), level="error")
-                raise
-            if dry_run:
-                return ChangeResult(self._difference(loaded.configuration, self._transition(loaded.configuration)))
-            for warning in loaded.warnings:
-                self._parts.events.record("configuration_warning", warning.path, str(warning), level="warning")
-            return await self._switch(loaded.configuration)
+        return await self._reload.run(dry_run=dry_run)
 
-    async def _switch(self, new: Configuration) -> ChangeResult:
-        if new.pools != self._present.configuration.pools:
-            after = self._transition(new)
-            await self._first_results({**self._present.targets(), **derive.targets(new, after)}, after.health)
-        runtime = self._transition(new)
-        changes = self._difference(new, runtime)
-        self._present.take(runtime, new)
+    async def _switched(self) -> None:
+        """Another configuration has come into force."""
         self._own_addresses()
         self._ownership.wake()
-        await self._probe(self._present.targets(), runtime.health)
-        self._reloaded = (self._parts.wall_clock(), None)
         await self._saver.now()
-        self._parts.events.record("reloaded", self._config_file or "", f"{len(changes)} changes", digest=new.digest)
         await self._reconcile()
-        return ChangeResult(changes)
-
-    def _transition(self, new: Configuration) -> Runtime:
-        return derive.transition(self._present.configuration, new, self._present.runtime(), self._parts.clock())
-
-    def _difference(self, new: Configuration, runtime: Runtime) -> tuple[str, ...]:
-        todo = self._reconciler.preview(derive.desired(new, runtime, self._parts.clock()).state)
-        return (*map(describe, todo.ops), *at_next_start(self._present.configuration, new))
 
     async def _reconcile(self) -> None:
         convergence = await self._reconciler.reconcile(thorough=False)

@@ -68,9 +68,9 @@ class Present:
         self._decided = False
 
     def take_decided(self, derived: Derived) -> None:
-        """Go over to a decision about another runtime that was made from the one in force."""
+        """Go over to a decision about another runtime or configuration that was made from the one in force."""
         before = self._derived
-        self.take(derived.basis.runtime)
+        self.take(derived.basis.runtime, derived.basis.configuration)
         self._derived, self._decided = derived, True
         self._note_verdicts(before, derived)
 

@@ -78,7 +78,7 @@ class Reconciler:
 
     def preview(self, desired: DesiredState) -> Plan:
         """What reaching ``desired`` would take from what was last observed."""
-        return plan(desired, self._observed or ObservedState())
+        return plan(desired, self._observed or ObservedState(), self._known)
 
     async def reconcile(self, *, thorough: bool = True) -> Convergence:
         """One pass, now: apply what is missing, read back, compare.

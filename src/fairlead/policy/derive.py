@@ -44,6 +44,7 @@ from fairlead.policy.runtime import (
     heard,
     keyed_servers,
     noted,
+    pool_of,
     set_admin,
     set_weight,
     settle,
@@ -181,7 +182,7 @@ def desired(configuration: Configuration, runtime: Runtime, now: float, before: 
     basis = Basis(configuration, runtime, before.basis if before else None)
     names = touched(before, configuration, runtime, now)
     if before is None or names is None:
-        before, names = _undecided(basis), basis.services.keys() | {it.pool for it in runtime.departures.values()}
+        before, names = _UNDECIDED, basis.services.keys() | {it.pool for it in runtime.departures.values()}
     elif not names:
         return replace(before, basis=basis)
     leaving: dict[str, list[Member]] = {}
@@ -189,42 +190,55 @@ def desired(configuration: Configuration, runtime: Runtime, now: float, before: 
         if it.pool in names:
             leaving.setdefault(it.pool, []).append(departed(configuration, runtime, now, key, it))
     parts = [_part(basis, now, name, leaving.get(name, [])) for name in names]
-    gone = {key for key, it in before.basis.runtime.departures.items() if it.pool in names}
     moments = dict(before.moments)
     for name in names:
         moments.pop(name, None)
     moments.update((it.pool, it.next_at) for it in parts if it.next_at is not None)
-    return _joined(before, basis, parts, gone, moments)
+    return _joined(before, basis, parts, _formerly(before.basis, names), moments)
 
 
 def touched(
     before: Derived | None, configuration: Configuration, runtime: Runtime, now: float
 ) -> Collection[str] | None:
     """Names of the pools about which is to be decided anew since ``before``; None: all."""
-    if before is None or before.basis.configuration is not configuration:
+    if before is None or before.basis.configuration.hash_seed != configuration.hash_seed:
         return None
     basis, was = before.basis, before.basis.runtime
     found: set[str] = set()
+    if basis.configuration is not configuration:
+        found.update(configuration.pools_unlike(basis.configuration))
     if before.next_at is not None and before.next_at <= now:
         found.update(name for name, moment in before.moments.items() if moment <= now)
     keys = differing(was.overrides, runtime.overrides) | differing(was.drain_since, runtime.drain_since)
     keys |= differing(was.rising, runtime.rising) | differing(was.ejections, runtime.ejections)
     if was.resting is not runtime.resting:
         keys |= was.resting ^ runtime.resting
-    found.update(key.partition("/")[0] for key in keys)
+    found.update(map(pool_of, keys))
     for key in differing(was.departures, runtime.departures):
         found.update(it.pool for it in (was.departures.get(key), runtime.departures.get(key)) if it is not None)
     for target in differing(was.health, runtime.health) | differing(was.advice, runtime.advice):
-        found.update(basis.users(target))
+        found.update(basis.users(target))  # of pools that are others by now all is decided anew
     return found
 
 
-def _undecided(basis: Basis) -> Derived:
-    """Nothing but the listeners, which services have whatever happens."""
-    services = basis.configuration.services.values()
-    listeners = frozenset(Listener(it.name, it.protocol, listen) for it in services for listen in it.listen)
-    state = ForwardingState(Shared(), Shared(), Shared(), listeners)
-    return Derived(state, None, Shared(), Shared(), {}, Basis(basis.configuration, Runtime(), basis))
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """What was there of some pools before: keys of servers, and services."""
+
+    servers: Collection[str]
+    services: Sequence[VirtualService]
+
+
+def _formerly(was: Basis, names: Collection[str]) -> _Former:
+    pools = [pool for name in names if (pool := was.configuration.pools.get(name)) is not None]
+    keys = [server_key(pool.name, server.name) for pool in pools for server in pool.servers]
+    departed_keys = [key for key, it in was.runtime.departures.items() if it.pool in names]
+    return _Former([*keys, *departed_keys], [it for name in names for it in was.services.get(name, ())])
+
+
+def _listeners(services: Iterable[VirtualService]) -> frozenset[Listener]:
+    """Those that services have whatever happens."""
+    return frozenset(Listener(it.name, it.protocol, listen) for it in services for listen in it.listen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +255,14 @@ class _Part:
 
 
 _REMOVED = Pool("", ())
+_UNDECIDED = Derived(
+    ForwardingState(Shared(), Shared(), Shared(), frozenset()),
+    None,
+    Shared(),
+    Shared(),
+    {},
+    Basis(Configuration(), Runtime()),
+)
 _NEVER = (None, None, None)
 
 
@@ -271,30 +293,42 @@ def _part(basis: Basis, now: float, name: str, leaving: Sequence[Member]) -> _Pa
 
 
 def _joined(
-    before: Derived, basis: Basis, parts: Sequence[_Part], gone: Iterable[str], moments: Mapping[str, float]
+    before: Derived, basis: Basis, parts: Sequence[_Part], former: _Former, moments: Mapping[str, float]
 ) -> Derived:
     """The decision of before with these parts of it made anew."""
     state = before.state
     members = {member.key: member.spec for part in parts for member in part.members}
     recipes: dict[str, TableSpec | None] = {digest: it for part in parts for digest, it in part.tables.items()}
     specs = {it.name: it for part in parts for it in part.specs}
+    names = [it.name for it in former.services]
     # A digest is made of the keys of servers, therefore no two pools have a table in common.
-    former = [held.table for name in specs if (held := state.services.get(name)) is not None and held.table is not None]
+    unused = [held.table for it in names if (held := state.services.get(it)) is not None and held.table is not None]
     servers = {it.key: it for part in parts for it in part.servers}
     services = {it.name: it for part in parts for it in part.services}
     return Derived(
         ForwardingState(
-            shared(state.servers).changed(members, gone),
-            shared(state.tables).changed(recipes, former),
-            shared(state.services).changed(specs),
-            state.listeners,
+            shared(state.servers).changed(members, former.servers),
+            shared(state.tables).changed(recipes, unused),
+            shared(state.services).changed(specs, names),
+            _relisted(before, basis, former.services, [basis.configuration.services[name] for name in specs]),
         ),
         min(moments.values(), default=None),
-        shared(before.servers).changed(servers, gone),
-        shared(before.services).changed(services),
+        shared(before.servers).changed(servers, former.servers),
+        shared(before.services).changed(services, names),
         moments,
         basis,
     )
+
+
+def _relisted(
+    before: Derived, basis: Basis, former: Iterable[VirtualService], present: Iterable[VirtualService]
+) -> frozenset[Listener]:
+    """The listeners, after some services have come in the place of others; the same object if none has."""
+    held = before.state.listeners
+    if before.basis.configuration is basis.configuration:
+        return held
+    closed, opened = _listeners(former), _listeners(present)
+    return held if closed == opened else held - closed | opened
 
 
 def _spec(

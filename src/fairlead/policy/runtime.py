@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fairlead.errors import ContractViolation, NotFound
-from fairlead.model.configuration import Configuration
+from fairlead.model.configuration import Configuration, unlike
 from fairlead.model.health import AgentAdvice, AgentReport, HealthState, ProbeTarget, Verdict
 from fairlead.model.pool import AdminState, Pool, RealServer, server_key
 from fairlead.model.shared import shared
@@ -137,6 +137,16 @@ def drains(admin: AdminState, weight: int) -> bool:
     return admin is AdminState.DRAIN or (admin is AdminState.READY and weight == 0)
 
 
+def pool_of(key: str) -> str:
+    """The name of a server's pool."""
+    return key.partition("/")[0]
+
+
+def _elsewhere(keys: Iterable[str], names: Collection[str] | None) -> frozenset[str]:
+    """Those of servers in other pools than these; ``names`` None: there are no others."""
+    return frozenset(key for key in keys if names is not None and pool_of(key) not in names)
+
+
 def keyed_servers(configuration: Configuration) -> Iterator[tuple[str, Pool, RealServer]]:
     """All configured servers with their keys, in configured order."""
     for pool in configuration.pools.values():
@@ -197,20 +207,26 @@ def transition(old: Configuration, new: Configuration, runtime: Runtime, now: fl
 
     Servers that are gone depart: their flows may end until the old pool's drain timeout after they left, or after
     they began to drain. Servers that stay keep their drain clock and their verdict, also under changed monitors.
-    Servers that join a pool start slowly.
+    Servers that join a pool start slowly. Only pools that are not the same objects in both are gone through; all, if
+    both configurations are the same.
     """
-    after = {key: server for key, _, server in keyed_servers(new)}
+    names = None if old is new else unlike(old.pools, new.pools)
+    left, come = (old, new) if names is None else (old.only(names), new.only(names))
+    after = {key: server for key, _, server in keyed_servers(come)}
     departures = {key: departure for key, departure in runtime.departures.items() if key not in after}
-    for key, pool, server in keyed_servers(old):
+    for key, pool, server in keyed_servers(left):
         if key not in after and admin_state(runtime, key, server) is not AdminState.MAINT:
             deadline = runtime.drain_since.get(key, now) + pool.drain_timeout_s
             departures[key] = Departure(pool.name, server, max(now, deadline), now)
-    health = {**_inherited(old, new, runtime), **runtime.health}
-    overrides = {key: kept for key, server in after.items() if (kept := _override(runtime, key, server)).is_set}
-    joined = _joined(old, new)
+    health = shared(_inherited(left, come, old, runtime)).under(shared(runtime.health))
+    overrides = {key: runtime.overrides[key] for key in _elsewhere(runtime.overrides, names)}
+    for key in runtime.overrides.keys() & after.keys():
+        if (kept := _override(runtime, key, after[key])).is_set:
+            overrides[key] = kept
+    joined = _joined(left, come)
     ejections = {key: ejection for key, ejection in runtime.ejections.items() if key not in joined}
     runtime = replace(runtime, departures=departures, health=health, overrides=overrides, ejections=ejections)
-    return _settled(new, replace(runtime, resting=runtime.resting | joined), now)
+    return _settled(new, replace(runtime, resting=runtime.resting | joined), now, names)
 
 
 def settle(configuration: Configuration, runtime: Runtime, now: float, idle: frozenset[str]) -> Runtime:
@@ -237,15 +253,13 @@ def noted(configuration: Configuration, runtime: Runtime, now: float, pools: Col
     """
     names = configuration.pools.keys() if pools is None else pools
     slow = [pool for name in names if (pool := configuration.pools.get(name)) is not None and pool.slow_start_s]
-    if not slow and (pools is not None or not (runtime.resting or runtime.rising)):
+    if not slow and not (runtime.resting or runtime.rising):
         return runtime
-    keyed = [(server_key(pool.name, server.name), pool, server) for pool in slow for server in pool.servers]
+    keyed = ((server_key(pool.name, server.name), pool, server) for pool in slow for server in pool.servers)
     seen = ((key, pool, _able(runtime, now, key, pool, server)) for key, pool, server in keyed)
     resting, rising = note(seen, runtime.resting, runtime.rising, now)
-    if pools is not None:
-        keys = {key for key, _, _ in keyed}
-        resting |= runtime.resting - keys
-        rising = {**{key: since for key, since in runtime.rising.items() if key not in keys}, **rising}
+    resting |= _elsewhere(runtime.resting, pools)
+    rising = {key: runtime.rising[key] for key in _elsewhere(runtime.rising, pools)} | rising
     if (resting, rising) == (runtime.resting, runtime.rising):
         return runtime
     return replace(runtime, resting=resting, rising=rising)
@@ -274,11 +288,17 @@ def _is_over(configuration: Configuration, departure: Departure, now: float, *, 
     return now >= departure.deadline + FORGET_AFTER_S and successor(configuration, departure) is None
 
 
-def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runtime:
-    """Drain clocks run for those that drain, health is known of those that are probed."""
-    drain_since = {
+def _settled(
+    configuration: Configuration, runtime: Runtime, now: float, names: Collection[str] | None = None
+) -> Runtime:
+    """Drain clocks run for those that drain, health is known of those that are probed.
+
+    Of drains only in pools of these ``names``; None: in all.
+    """
+    some = configuration if names is None else configuration.only(names)
+    drain_since = {key: runtime.drain_since[key] for key in _elsewhere(runtime.drain_since, names)} | {
         key: runtime.drain_since.get(key, now)
-        for key, _, server in keyed_servers(configuration)
+        for key, _, server in keyed_servers(some)
         if drains(admin_state(runtime, key, server), present_weight(runtime, key, server))
     }
     probed = targets(configuration, runtime) if runtime.advice or runtime.health else {}
@@ -290,7 +310,7 @@ def _settled(configuration: Configuration, runtime: Runtime, now: float) -> Runt
         if pool.passive and (ejection := runtime.ejections.get(key)) and now < ejection.forget_at
     }
     runtime = replace(runtime, drain_since=drain_since, health=health, ejections=ejections, advice=advice)
-    return noted(configuration, runtime, now)
+    return noted(configuration, runtime, now, names)
 
 
 def _settled_server(
@@ -302,7 +322,7 @@ def _settled_server(
         drain_since = drain_since.changed({}, [key])
     elif key not in drain_since:
         drain_since = drain_since.changed({key: now})
-    return noted(configuration, replace(runtime, drain_since=drain_since), now, (key.partition("/")[0],))
+    return noted(configuration, replace(runtime, drain_since=drain_since), now, (pool_of(key),))
 
 
 def _able(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> bool | None:
@@ -330,24 +350,29 @@ def _joined(old: Configuration, new: Configuration) -> frozenset[str]:
     )
 
 
-def _inherited(old: Configuration, new: Configuration, runtime: Runtime) -> dict[ProbeTarget, HealthState]:
-    """Verdicts for monitors that did not exist before, of servers that did.
+def _inherited(
+    left: Configuration, come: Configuration, old: Configuration, runtime: Runtime
+) -> dict[ProbeTarget, HealthState]:
+    """Verdicts for monitors that did not exist before (in ``old``), of servers that did.
 
     Otherwise a changed interval would take every server down until its next probe. Where servers that share a new
     target disagree, down wins; what was probed before, though not to an end, has its own verdict to come.
     """
-    asked = {target_key(server, monitor) for _, pool, server in keyed_servers(old) for monitor in pool.monitors}
-    before = {(pool.name, server.endpoint): (key, pool, server) for key, pool, server in keyed_servers(old)}
+    before = {(pool.name, server.endpoint): (key, pool, server) for key, pool, server in keyed_servers(left)}
     found: dict[ProbeTarget, HealthState] = {}
-    for _, pool, server in keyed_servers(new):
+    for _, pool, server in keyed_servers(come):
         known = before.get((pool.name, server.endpoint))
         state = _verdict(runtime, *known) if known else None
         if state is None:
             continue
         for monitor in pool.monitors:
             target = target_key(server, monitor)
-            if target not in asked and (target not in found or found[target].verdict is Verdict.UP):
+            if target not in found or found[target].verdict is Verdict.UP:
                 found[target] = state
+    if found:
+        for _, pool, server in keyed_servers(old):
+            for monitor in pool.monitors:
+                found.pop(target_key(server, monitor), None)
     return found
 
 

@@ -373,3 +373,12 @@ def test_servers_come_in_the_order_of_the_configuration_and_departed_ones_last()
     web = configuration(service(), pool(*(server(f"10.0.1.{at}:80", name=name) for at, name in enumerate(names))))
     gone = Runtime(departures={"web/gone": Departure("web", server("10.0.2.1:80", name="gone"), 99.0)})
     assert [it.name for it in derive.desired(web, gone, 0.0).ordered] == [*names, "gone"]
+
+
+def test_another_shared_seed_concerns_every_pool() -> None:
+    """Although no pool and no service is another one."""
+    web = configuration(service(), pool(real("a"), real("b")))
+    other = replace(web, hash_seed=SEED)
+    before = derive.desired(web, Runtime(), 0.0)
+    after = derive.desired(other, Runtime(), 0.0, before)
+    assert after == derive.desired(other, Runtime(), 0.0) != before

@@ -104,6 +104,20 @@ class TestDrainClock:
         assert rt.transition(web(A), web(drained), Runtime(), 7.0).drain_since == {"web/a": 7.0}
 
 
+class TestRestart:
+    """One configuration on both sides: what an earlier agent left, whatever its file said, is gone through."""
+
+    def test_an_override_on_another_base_falls(self) -> None:
+        now_in_force = web(replace(A, weight=3))
+        left = Runtime(overrides={"web/a": Override(None, 7, READY, 1), "gone/a": Override(DRAIN, None, READY, 1)})
+        assert rt.transition(now_in_force, now_in_force, left, 20.0).overrides == {}
+
+    def test_drains_of_the_file_begin_and_others_end(self) -> None:
+        now_in_force = web(replace(A, state=DRAIN), B)
+        left = Runtime(drain_since={"web/b": 3.0, "gone/a": 4.0})
+        assert rt.transition(now_in_force, now_in_force, left, 20.0).drain_since == {"web/a": 20.0}
+
+
 class TestDepartures:
     gone = Departure("web", B, 40.0, 10.0)
 
