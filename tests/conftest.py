@@ -16,10 +16,13 @@ from typing import TypeVar
 import pytest
 import structlog
 
+from support.order import dealt
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 TOKEN = "FAIRLEAD_TEST_PROCESS"
-GRACE_S = 3.0
+GRACE_S = 10.0
+LONG_S = 120.0  # who asks for more than this is one of the few that take a minute or more
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +30,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[TOKEN] = f"{os.getpid()}-{time.monotonic_ns()}"
     # The tests judge this tree, also in the processes they start, whatever may be installed.
     os.environ["PYTHONPATH"] = str(config.rootpath / "src")
+    # Hundreds of daemons are started: compiling the same sources for each of them is a third of what its start costs.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        long = sorted((item for item in items if _limit_s(item) > LONG_S), key=_limit_s, reverse=True)
+        items[:] = dealt(long, [item for item in items if _limit_s(item) <= LONG_S], workers)
+
+
+def _limit_s(item: pytest.Item) -> float:
+    """After how many seconds a test is ended, when it says so itself."""
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark else 0.0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,14 +67,18 @@ def _refuse_skip(report: Report) -> Report:
     return report
 
 
-def _left_processes() -> dict[int, str]:
-    """Process id to command line of what this test process started and what still lives."""
+def _processes() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208 - twice a test, so quickly
+
+
+def _left_processes(before: set[int]) -> dict[int, str]:
+    """Process id to command line of what this test process started since ``before`` and what still lives."""
     mark = f"{TOKEN}={os.environ[TOKEN]}".encode()
     left: dict[int, str] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        pid = int(directory.name)
+    for pid in _processes() - before:
+        directory = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):
-            if pid != os.getpid() and mark in (directory / "environ").read_bytes().split(b"\0"):
+            if mark in (directory / "environ").read_bytes().split(b"\0"):
                 left[pid] = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return left
 
@@ -64,12 +86,10 @@ def _left_processes() -> dict[int, str]:
 @pytest.fixture(autouse=True)
 def _no_process_left() -> Iterator[None]:
     """Fail the test that leaves a process running, and end that process."""
-    before = _left_processes()
+    before = _processes()
     yield
     deadline = time.monotonic() + GRACE_S
-    while (left := {pid: line for pid, line in _left_processes().items() if pid not in before}) and (
-        time.monotonic() < deadline
-    ):
+    while (left := _left_processes(before)) and time.monotonic() < deadline:
         time.sleep(0.02)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
