@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import pytest
 
 from support.netns import Lan, Node, lan
 from support.vipnode import VipNode
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """Of a bed that tests of a module share because they leave it as it was."""
+    with tempfile.TemporaryDirectory(prefix="fl-", dir="/tmp") as path:
+        yield Path(path)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from support.api import Serving, read_all, serving
 from support.wait import until
 
 SHUT_UP = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

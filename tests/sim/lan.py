@@ -11,12 +11,12 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address
 
 from fairlead.model.net import IPAddress
 from fairlead.protocols.vrrp.machine import Announce, Moved, Parameters, Send, VirtualRouter, VrrpState
-from fairlead.protocols.vrrp.packet import GROUP_V4, decode, encode
+from fairlead.protocols.vrrp.packet import GROUP_V4, Advertisement, decode, encode
 
 VIP = IPv4Address("198.51.100.10")
 
@@ -50,7 +50,7 @@ class Lan:
         self.nodes = [Node(VirtualRouter(p), p.source) for p in parameters]
         self._tie = itertools.count()
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self.owners: list[tuple[float, frozenset[int]]] = []
+        self.owners: list[tuple[float, list[int]]] = []
 
     def start(self, *numbers: int) -> None:
         """Start these nodes, or all."""
@@ -122,14 +122,20 @@ class Lan:
             return
         waiting, node.waiting = node.waiting, []
         for data, source in waiting:
-            node.machine.receive_advertisement(decode(data, source, GROUP_V4, 255), source, self.now)
+            node.machine.receive_advertisement(_understood(data, source), source, self.now)
         node.machine.handle_timer(self.now)
         self.act(number)
 
     def _note(self) -> None:
-        now_active = frozenset(self.active())
+        now_active = [n for n, node in enumerate(self.nodes) if node.alive and node.machine.state is VrrpState.ACTIVE]
         if not self.owners or self.owners[-1][1] != now_active:
             self.owners.append((self.now, now_active))
+
+
+@cache
+def _understood(data: bytes, source: IPAddress) -> Advertisement:
+    """What an advertisement says; most were said before."""
+    return decode(data, source, GROUP_V4, 255)
 
 
 def router(number: int, *, priority: int = 100, interval_cs: int = 10, **more: object) -> Parameters:

@@ -10,7 +10,10 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface
 from typing import Any
+
+from fairlead.dataplane.xdp.host import Routes
 
 _numbers = itertools.count()
 
@@ -53,8 +56,13 @@ class Node:
         return {f"{info['local']}/{info['prefixlen']}" for info in found["addr_info"]}
 
     def holds(self, vip: str, interface: str = "eth0") -> bool:
-        """Whether it carries ``vip`` (ADDRESS/PREFIX)."""
-        return vip in self.addresses(interface)
+        """Whether it carries ``vip`` (ADDRESS/PREFIX). Asked again and again, and so without a program."""
+        wanted = ip_interface(vip)
+        with self.inside(), Routes() as kernel:
+            index = socket.if_nametoindex(interface)
+            return (index, wanted.ip, wanted.network.prefixlen) in {
+                (it.index, it.address, it.prefix) for it in kernel.addresses()
+            }
 
     def mac(self, interface: str = "eth0") -> str:
         """Of the interface."""

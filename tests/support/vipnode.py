@@ -27,7 +27,7 @@ def configuration(vips: Mapping[str, str] | None = None, *, service: str = "", m
 
 
 class VipNode(NodeDaemon):
-    """A daemon on ``node``; ends with its block, and its VRRP process with it."""
+    """A daemon on ``node``; at the end of its block everything of it dies at once: an orderly end takes seconds."""
 
     def __init__(self, node: Node, directory: Path, text: str, environment: Mapping[str, str] | None = None) -> None:
         self.directory = directory / node.name
@@ -84,15 +84,11 @@ class VipNode(NodeDaemon):
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            if self.agent is not None and self.agent.poll() is None:
-                self.stop()
-        finally:
-            if self.agent is not None and self.agent.poll() is None:
-                self.kill_agent()
-            for pid in (*self._processes("vrrp.sock"), *self._processes("worker-")):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        if self.agent is not None and self.agent.poll() is None:
+            self.kill_agent()
+        for pid in (*self._processes("vrrp.sock"), *self._processes("worker-")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _processes(self, place: str) -> Iterator[int]:
         """Living processes that were started with a path in the runtime directory that begins so."""

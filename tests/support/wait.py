@@ -9,14 +9,21 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+PAUSE_S = 0.005
 
 
 def until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
-    """Poll ``predicate`` until it is true and return its value; fail with ``what`` after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    """Poll ``predicate`` until it is true and return its value; fail with ``what`` after ``timeout_s``.
+
+    Many predicates run a program: who asks without a pause keeps a processor from what is waited for.
+    """
+    asked = time.monotonic()
+    deadline = asked + timeout_s
     while not (value := predicate()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.005)
+        answered = time.monotonic()
+        assert asked < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(max(PAUSE_S, answered - asked))
+        asked = time.monotonic()
     return value
 
 
@@ -25,5 +32,5 @@ async def until_later(predicate: Callable[[], T], timeout_s: float, what: str) -
     deadline = time.monotonic() + timeout_s
     while not (value := predicate()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(PAUSE_S)
     return value

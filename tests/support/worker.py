@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 from support.peers import Datagrams, Server, was_reset
 from support.wait import until
@@ -32,6 +35,16 @@ def build(target: str, directory: Path) -> Path:
     """The program built by ``worker/Makefile`` into ``directory``; ``target`` is all or asan."""
     subprocess.run(["make", "-s", "-C", str(SOURCES), target, f"OUT={directory}"], check=True)
     return directory / ("fairlead-worker-asan" if target == "asan" else "fairlead-worker")
+
+
+def build_once(target: str, factory: pytest.TempPathFactory) -> Path:
+    """The same for all test processes of a run."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"worker-{target}"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build(target, place)
 
 
 class Refused(Exception):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from support.worker import build
+from support.worker import build_once
 
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The worker, freshly built."""
-    return build("all", tmp_path_factory.mktemp("worker"))
+    return build_once("all", tmp_path_factory)

@@ -88,7 +88,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(st.booleans(), st.booleans(), STEPS)
 def test_a_look_puts_everything_right(array: bool, crowded: bool, steps: list[tuple[str, int, bytes]]) -> None:
     kernel = Map(array=array)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker with address and undefined behaviour sanitizers, built once per session."""
+"""The worker with address and undefined behaviour sanitizers, built once per run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from support.peers import Server
-from support.worker import Worker, build
+from support.worker import Worker, build_once
 from support.worker_abi import Layouts
 
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("asan", tmp_path_factory.mktemp("worker"))
+    return build_once("asan", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -334,7 +334,6 @@ def test_ipv6_end_to_end_and_across_families(worker: Worker, server: Server) -> 
     worker.settled()
 
 
-@pytest.mark.serial
 def test_many_slow_readers_together_cost_bounded_memory(worker: Worker) -> None:
     """Each could hold a whole read of 256 kB; together they hold 16 MB, and 32 kB for each flow beyond."""
     flows = 320
