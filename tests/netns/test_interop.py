@@ -16,7 +16,7 @@ from fairlead.model.vip import VrrpInstance
 from support.capture import Capture
 from support.netns import Lan, Node
 from support.vrrp import Fairlead, Frr, Keepalived, instance, vip
-from support.wait import until
+from support.wait import PAUSE_S, until
 
 pytestmark = [pytest.mark.root, pytest.mark.system]
 V4 = (vip("10.9.0.100/24"),)
@@ -67,7 +67,7 @@ def test_one_owner(cell: Cell, net: Lan, runtime: Path) -> None:
     theirs = router(peer, one, runtime, replace(settings, priority=100, peers=peers[1]), family)
     ours = Fairlead(two, runtime / "two", V4 if family == 4 else V6, [replace(settings, priority=200, peers=peers[0])])
     address = str((V4 if family == 4 else V6)[0])
-    takeover_s = 4 * interval_s + 3
+    takeover_s = 4 * interval_s + 10
 
     def owners() -> list[str]:
         return [name for name, it in (("theirs", theirs), ("ours", ours)) if it.holds(address)]
@@ -77,6 +77,7 @@ def test_one_owner(cell: Cell, net: Lan, runtime: Path) -> None:
         end = time.monotonic() + 4 * interval_s
         while time.monotonic() < end:
             assert owners() == [owner]
+            time.sleep(PAUSE_S)
 
     with Capture(net, runtime / "frames.pcap", "proto 112 or ip6 proto 112") as capture, theirs:
         until(lambda: theirs.holds(address), takeover_s, "the other one alone owns the VIP")
@@ -89,7 +90,7 @@ def test_one_owner(cell: Cell, net: Lan, runtime: Path) -> None:
                 assert ours.process is not None
                 ours.process.wait(10)
             else:
-                until(lambda: ours.state() == "backup", 3, "ours is a backup")
+                until(lambda: ours.state() == "backup", 10, "ours is a backup")
                 stays("theirs")
                 theirs.end(signal.SIGTERM) if not isinstance(theirs, Fairlead) else theirs.send("quit")
                 until(lambda: ours.holds(address), takeover_s, "ours takes over when the other ends in order")

@@ -56,4 +56,4 @@ def test_f21_a_large_upload_passes_a_narrow_router_in_the_tunnels_path(bed: Cros
     assert counters["SENT_PATH_MTU"] > 0, counters
     # The client knows now, and goes on knowing.
     outer = 40 if vip != "10.9.0.100" else 20
-    until(lambda: f"mtu {NARROW - outer}" in bed.client.ip("route", "get", vip), 3, "the client's path MTU")
+    until(lambda: f"mtu {NARROW - outer}" in bed.client.ip("route", "get", vip), 10, "the client's path MTU")

@@ -77,7 +77,7 @@ def test_f23_ten_megabytes_arrive_whole_in_both_directions(bed: Crossing, runtim
     body.write_bytes(content)
     with Daemon(bed.balancer, runtime, f"{TEXT}\nxdp: {{flow_table: 4096, mode: {mode}}}\n"):
         shown = {"native": " xdp ", "generic": " xdpgeneric "}[mode]
-        until(lambda: shown in bed.balancer.ip("link", "show", "eth0"), 5, f"{mode} mode")
+        until(lambda: shown in bed.balancer.ip("link", "show", "eth0"), 10, f"{mode} mode")
         for vip in VIPS:
             host = f"[{vip}]" if ":" in vip else vip
             for port, (name, server) in FORWARDINGS.items():
@@ -126,4 +126,4 @@ def test_f23_a_datagram_too_long_to_be_summed_up_is_dropped_by_name(runtime: Pat
             assert "DROP_CHECKSUM" not in bed.counters()
             assert udp_ask(bed.client, VIPS[0], 53, content, timeout_s=0.5) == b""
             assert bed.counters()["DROP_CHECKSUM"] == 1
-            until(lambda: daemon.metric("xdp_packets_total", fate="drop_checksum") == 1, 3, "it is a metric")
+            until(lambda: daemon.metric("xdp_packets_total", fate="drop_checksum") == 1, 10, "it is a metric")

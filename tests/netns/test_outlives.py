@@ -73,7 +73,7 @@ def test_f19_no_packet_is_lost_while_agents_die_and_follow_each_other(
     daemon.start()
     carried = 0
     try:
-        until(lambda: len(programs(bed)) == 2, 5, "two programs")
+        until(lambda: len(programs(bed)) == 2, 10, "two programs")
         with Steady(bed.client, "10.9.0.100", 7, PER_SECOND, FLOWS) as steady:
             for turn in range(ROUNDS):
                 end, following = TURNS[turn % len(TURNS)]

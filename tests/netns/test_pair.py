@@ -19,15 +19,15 @@ Start = Callable[[Node, str], VipNode]
 def pair(net: Lan, daemon: Start, **keys: Any) -> tuple[VipNode, VipNode]:
     """A node of priority 200 that owns the VIP, and one of priority 100."""
     first = daemon(net.add("one"), configuration(priority=200, **keys))
-    until(lambda: net.owners(VIP) == ["one"], 5, "the first owns the VIP")
+    until(lambda: net.owners(VIP) == ["one"], 10, "the first owns the VIP")
     second = daemon(net.add("two"), configuration(priority=100, **keys))
-    until(lambda: second.vrrp().get("state") == "backup", 5, "the second is a backup")
+    until(lambda: second.vrrp().get("state") == "backup", 10, "the second is a backup")
     return first, second
 
 
 def test_one_owner_and_both_say_so(net: Lan, daemon: Start) -> None:
     first, second = pair(net, daemon)
-    until(lambda: first.is_active() and second.vrrp()["active"] == "10.9.0.1", 5, "both know the owner")
+    until(lambda: first.is_active() and second.vrrp()["active"] == "10.9.0.1", 10, "both know the owner")
     assert first.vip()["held"]
     assert not second.vip()["held"]
     until(lambda: second.vip()["answered_by"] == [first.node.mac()], 15, "the second sees who answers")
@@ -40,20 +40,20 @@ def test_one_owner_and_both_say_so(net: Lan, daemon: Start) -> None:
 def test_release_moves_the_vip_and_claim_brings_it_back(net: Lan, daemon: Start) -> None:
     first, second = pair(net, daemon)
     first.move("release")
-    until(lambda: net.owners(VIP) == ["two"] and second.is_active(), 3, "the second owns the VIP")
-    until(lambda: first.vrrp()["released"], 3, "the first knows that it was released")
+    until(lambda: net.owners(VIP) == ["two"] and second.is_active(), 10, "the second owns the VIP")
+    until(lambda: first.vrrp()["released"], 10, "the first knows that it was released")
     first.move("claim")
-    until(lambda: net.owners(VIP) == ["one"] and first.is_active(), 3, "the first owns it again")
-    until(lambda: first.vrrp()["priority"] == 200, 3, "with its own priority")
+    until(lambda: net.owners(VIP) == ["one"] and first.is_active(), 10, "the first owns it again")
+    until(lambda: first.vrrp()["priority"] == 200, 10, "with its own priority")
     second.move("claim")
-    until(lambda: net.owners(VIP) == ["two"], 3, "a claim beats a higher priority")
-    until(lambda: second.vrrp()["priority"] == 100, 3, "and keeps what it took")
+    until(lambda: net.owners(VIP) == ["two"], 10, "a claim beats a higher priority")
+    until(lambda: second.vrrp()["priority"] == 100, 10, "and keeps what it took")
     assert net.owners(VIP) == ["two"]
 
 
 def test_an_orderly_end_hands_over_and_leaves_nothing_behind(net: Lan, daemon: Start) -> None:
     first, second = pair(net, daemon)
     first.stop()
-    until(lambda: net.owners(VIP) == ["two"], 3, "the second owns the VIP")
+    until(lambda: net.owners(VIP) == ["two"], 10, "the second owns the VIP")
     assert first.vrrp_pid() == 0
     assert second.events("vrrp_active")

@@ -86,7 +86,7 @@ def test_f33_a_server_that_would_meet_itself_by_nat_is_dropped_by_name(bed: Cros
     """Its answer would never pass the balancer again, so nobody could turn it back."""
     client = bed.servers["s10"].node
     assert bed.curl(f"http://{VIP}:81/", "-m", "1", client=client, check=False) == ""
-    until(lambda: daemon.metric("xdp_packets_total", fate="drop_hairpin") > 0, 3, "it is counted")
+    until(lambda: daemon.metric("xdp_packets_total", fate="drop_hairpin") > 0, 10, "it is counted")
     assert bed.curl(f"http://{VIP}:81/").split()[0] == "s10"  # others meet it
 
 
@@ -104,7 +104,7 @@ def test_f48_map_entries_that_somebody_deleted_come_back(bed: Crossing, daemon: 
         servers.put((1).to_bytes(4, "little"), bytes(servers.value_size))
         until(lambda: servers.get((1).to_bytes(4, "little")) == row, 10, "the server is back")
     assert bed.curl(f"http://{VIP}/").split()[0] in {"s10", "s11"}
-    until(lambda: daemon.metric("drift_repairs_total") >= 2, 5, "they are counted")
+    until(lambda: daemon.metric("drift_repairs_total") >= 2, 10, "they are counted")
     assert daemon.events("drift")
 
 
@@ -119,7 +119,7 @@ def test_f48_a_program_that_somebody_took_away_comes_back(bed: Crossing, daemon:
     until(lambda: "prog/xdp" in bed.balancer.ip("link", "show", "eth0"), 10, "the program is back")
     assert bed.curl(f"http://{VIP}/").split()[0] in {"s10", "s11"}
     assert daemon.events("xdp_lost")
-    until(lambda: daemon.metric("drift_repairs_total") >= 1, 5, "it is counted once everything was looked at")
+    until(lambda: daemon.metric("drift_repairs_total") >= 1, 10, "it is counted once everything was looked at")
 
 
 def test_f48_an_address_that_somebody_removed_comes_back(bed: Crossing, daemon: Daemon) -> None:

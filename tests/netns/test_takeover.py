@@ -10,24 +10,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fairlead.dataplane.xdp import pins
 from support.crowd import Phase
 from support.pairbed import ADDRESS, CONNECTIONS, FAR, GATEWAY, VIP, VIPS, PairBed, Scene, pair, scene
 from support.wait import until
+from support.yardstick import within
 
 pytestmark = [pytest.mark.root, pytest.mark.system, pytest.mark.serial, pytest.mark.timeout(120)]
 log = logging.getLogger("takeover")
 PLANNED_MS, UNPLANNED_MS = 50.0, 500.0
 ADVERT_S = 0.1
-KNOWN_S = 1.0  # until client and servers know the new owner
+TAKEOVER_S, KNOWN_S = 1.0, 1.0  # until another owns the VIPs, and until client and servers know the new owner
 GO_ON_S = 1.0  # for which the crowd goes on talking after something happened
 
 
@@ -86,9 +84,13 @@ def measure(it: Scene, request: pytest.FixtureRequest) -> Measure:
 
 def moved_to(it: Scene, name: str, since: float) -> None:
     """Both VIPs are there, and everybody knows within a second of the last owner's last word."""
-    until(lambda: all(name in it.owners.of(vip) for vip in VIPS), 1.0, f"{name} takes over")
-    until(lambda: it.bed.knows(name), KNOWN_S, "client and servers know the new owner")
-    log.info("client and servers knew the new owner after %.0f ms", (time.monotonic() - since) * 1000)
+    until(lambda: all(name in it.owners.of(vip) for vip in VIPS), 10, f"{name} takes over")
+    taken = time.monotonic()
+    until(lambda: it.bed.knows(name), 10, "client and servers know the new owner")
+    known = time.monotonic()
+    log.info("client and servers knew the new owner after %.0f ms", (known - since) * 1000)
+    assert within(taken - since, TAKEOVER_S)
+    assert within(known - taken, KNOWN_S)
 
 
 def arping(it: Scene) -> set[str]:
@@ -102,13 +104,13 @@ def test_planned_moves(it: Scene, measure: Measure) -> None:
     it.one.move("release", VIP)
     moved_to(it, "two", measure.at)
     measure.end("release", PLANNED_MS)
-    assert it.owners.shared_s(VIP, measure.at) < ADVERT_S
+    assert within(it.owners.shared_s(VIP, measure.at), ADVERT_S)
     assert it.owners.nobody_s(VIP, measure.at) == it.owners.nobody_s(GATEWAY, measure.at) == 0
     measure.begin()
     it.one.move("claim", VIP)
     moved_to(it, "one", measure.at)
     measure.end("claim", PLANNED_MS)
-    assert it.owners.shared_s(VIP, measure.at) < ADVERT_S
+    assert within(it.owners.shared_s(VIP, measure.at), ADVERT_S)
     measure.begin()
     it.one.signal_agent(signal.SIGINT)
     moved_to(it, "two", measure.at)
@@ -128,12 +130,12 @@ def test_everything_is_killed_and_returns(it: Scene, measure: Measure) -> None:
     measure.begin()
     both = arping(it)
     log.info("two nodes answer an ARP request: %s", sorted(both))
-    until(lambda: it.bed.knows("two"), 3, "the owner tells again")
+    until(lambda: it.bed.knows("two"), 5, "the owner tells again")
     measure.end("two answer", UNPLANNED_MS)
     measure.begin()
     it.one.start()
-    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 1, "what was left behind is gone")
-    until(lambda: it.one.vrrp().get("state") == "backup", 5, "it is behind")
+    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 10, "what was left behind is gone")
+    until(lambda: it.one.vrrp().get("state") == "backup", 10, "it is behind")
     measure.end("return", UNPLANNED_MS, last=True)
     assert arping(it) == {it.two.node.mac()}
     assert it.bed.knows("two")
@@ -150,7 +152,7 @@ def test_f11_a_better_node_returns_and_preempts(bed: PairBed, request: pytest.Fi
         measure.begin()
         it.one.start()
         moved_to(it, "one", measure.at)
-        until(lambda: it.owners.of(VIP) == {"one"} == it.owners.of(GATEWAY), 1, "the other one yields")
+        until(lambda: it.owners.of(VIP) == {"one"} == it.owners.of(GATEWAY), 10, "the other one yields")
         measure.end("return", UNPLANNED_MS, last=True)
         assert arping(it) == {it.one.node.mac()}
 
@@ -163,13 +165,16 @@ def test_cables_are_pulled(it: Scene, measure: Measure, sides: str) -> None:
     assert it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY)
     measure.begin()
     it.bed.plug("one", connected=True, sides=sides)
-    until(lambda: it.one.vrrp().get("state") == "backup", 5, "it is behind")
+    until(lambda: it.one.vrrp().get("state") == "backup", 10, "it is behind")
     measure.end("put back", PLANNED_MS, last=True)
     assert it.owners.most(VIP, measure.at) == 1
     assert it.bed.knows("two")
 
 
-@pytest.mark.parametrize("stall_s", [0.5, 3.0, 10.0])
+# How packets are forwarded has no part in a stall: the shortest and the longest are tried with one way.
+@pytest.mark.parametrize(
+    ("forwarding", "stall_s"), [("nat", 0.5), ("nat", 3.0), ("nat", 10.0), ("tunnel", 3.0)], indirect=["forwarding"]
+)
 def test_f01_the_vrrp_process_stalls(it: Scene, measure: Measure, stall_s: float) -> None:
     pid = it.one.vrrp_pid()
     os.kill(pid, signal.SIGSTOP)
@@ -179,9 +184,9 @@ def test_f01_the_vrrp_process_stalls(it: Scene, measure: Measure, stall_s: float
         measure.begin()
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 1, "one owner")
+    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 10, "one owner")
     measure.end("goes on", PLANNED_MS, last=True)
-    assert it.owners.shared_s(VIP, measure.at) < ADVERT_S
+    assert within(it.owners.shared_s(VIP, measure.at), ADVERT_S)
     assert it.owners.speakers(measure.at).keys() == {"198.51.100.2"}
     assert it.bed.knows("two")
 
@@ -191,15 +196,15 @@ def test_the_nodes_do_not_hear_each_other(it: Scene, measure: Measure) -> None:
     it.bed.net.nft(
         "table bridge t {", "chain c {", "type filter hook forward priority 0;", "ip protocol 112 drop", "}", "}"
     )
-    until(lambda: it.owners.of(VIP) == {"one", "two"}, 2, "two owners")
+    until(lambda: it.owners.of(VIP) == {"one", "two"}, 10, "two owners")
     measure.end("apart", UNPLANNED_MS)
     measure.begin()
     it.bed.net.nft("delete table bridge t")
-    until(lambda: it.owners.of(VIP) == {"one"} == it.owners.of(GATEWAY), 1, "the better one is left")
-    until(lambda: it.bed.knows("one"), KNOWN_S, "client and servers know")
+    until(lambda: it.owners.of(VIP) == {"one"} == it.owners.of(GATEWAY), 10, "the better one is left")
+    until(lambda: it.bed.knows("one"), 5, "client and servers know")
     measure.end("together", PLANNED_MS, last=True)
-    assert it.owners.shared_s(VIP, measure.at) < ADVERT_S
-    assert it.owners.speakers(measure.at).get("198.51.100.2", 0.0) < ADVERT_S
+    assert within(it.owners.shared_s(VIP, measure.at), ADVERT_S)
+    assert within(it.owners.speakers(measure.at).get("198.51.100.2", 0.0), ADVERT_S)
 
 
 def test_clients_behind_a_router(bed: PairBed, request: pytest.FixtureRequest) -> None:
@@ -215,42 +220,12 @@ def test_clients_behind_a_router(bed: PairBed, request: pytest.FixtureRequest) -
 def test_a_node_whose_kernel_does_not_forward_gives_the_vip_up(it: Scene, measure: Measure) -> None:
     """Packets are dropped until the self-test is sure (3 s), and their senders repeat them at the other node."""
     it.one.node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
-    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 5, "the VIPs have moved")
+    until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 20, "the VIPs have moved")
     assert "ip_forward" in it.one.vrrp()["why"]
     assert "ip_forward" in it.one.get("status")["pending_error"]
     measure.end("forwarding off", 5000.0)
     measure.begin()
     it.one.node.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
-    until(lambda: it.one.vrrp()["priority"] == 200, 10, "it recovers")
+    until(lambda: it.one.vrrp()["priority"] == 200, 30, "it recovers")
     measure.end("forwarding on", PLANNED_MS, last=True)
     assert it.owners.of(VIP) == {"two"}, "and leaves a good owner in place"
-
-
-def detach_by_hand(it: Scene) -> None:
-    """The XDP program of the outer interface of ``one``."""
-    with it.one.node.inside():
-        path = pins.namespace_root() / f"{pins.LINK}{socket.if_nametoindex('eth0')}"
-    subprocess.run(["bpftool", "link", "detach", "pinned", str(path)], check=True, capture_output=True)
-
-
-def carries_its_program(it: Scene) -> bool:
-    return "prog/xdp" in it.one.node.ip("link", "show", "dev", "eth0")
-
-
-@pytest.mark.parametrize("forwarding", ["nat"], indirect=True)
-def test_a_program_that_was_detached_by_hand(bed: PairBed) -> None:
-    """It comes back before the node would give its VIPs up; when another program has its place, the VIPs move."""
-    with scene(bed, connections=10) as it:
-        at = time.monotonic()
-        detach_by_hand(it)
-        until(lambda: carries_its_program(it), 2, "it is back")
-        until(lambda: it.one.events("xdp_lost"), 2, "and the operator was told")
-        assert it.owners.of(VIP) == {"one"}
-        assert it.owners.most(VIP, at) == 1
-        detach_by_hand(it)
-        foreign = bed.attach(it.one.node, "eth0", "pass_all")
-        until(lambda: it.owners.of(VIP) == {"two"} == it.owners.of(GATEWAY), 6, "the VIPs have moved")
-        assert "another XDP program" in it.one.vrrp()["why"]
-        foreign.close()
-        until(lambda: carries_its_program(it), 12, "it is back")
-        until(lambda: it.one.vrrp()["priority"] == 200, 12, "the node has recovered")

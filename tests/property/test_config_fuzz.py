@@ -18,6 +18,7 @@ from fairlead.config.schema.document import NAMED, SECTIONS
 from fairlead.config.schema.health import MONITORS
 from fairlead.errors import ConfigError, Problem
 from fairlead.model.configuration import Configuration
+from support.yardstick import slowness
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 TEXTS = [path.read_bytes() for path in EXAMPLES]
@@ -43,7 +44,8 @@ def outcome(*data: bytes) -> Configuration | None:
         answer, found = result.configuration, result.warnings
     except ConfigError as error:
         found = error.problems
-    assert time.process_time() - started < 5
+    took_s = time.process_time() - started
+    assert took_s < 5 or took_s < 5 * slowness()  # asked of the machine only when it seems slow
     assert found or answer is not None
     for problem in found:
         text = data[int(problem.file[1:])].decode(errors="replace").removeprefix("\ufeff")

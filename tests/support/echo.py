@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 from support.netns import Node
 from support.wait import until
@@ -53,11 +54,13 @@ class Outcome:
     """What a client saw.
 
     Attributes:
+        control_s: The longest time between two questions: what the machine itself has to answer for.
         gap_s: The longest time for which questions were lost: from the first lost one to the next that was answered.
         lost: Questions without an answer.
         last: Who answered last.
     """
 
+    control_s: float
     gap_s: float
     lost: int
     last: str
@@ -92,7 +95,7 @@ def ask(client: Node, address: str, action: Callable[[], object], *, before_s: f
             lost += 1
             first_lost = moment if first_lost is None else first_lost
     assert first_lost is None or sent[-1] - first_lost < 0.1, "answered again at the end"
-    return Outcome(gap, int(lost), answered[max(answered)])
+    return Outcome(max(b - a for a, b in pairwise(sent)), gap, int(lost), answered[max(answered)])
 
 
 def _take(sock: socket.socket, answered: dict[int, str], wait_s: float) -> None:

@@ -135,11 +135,11 @@ def scene(
     """
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(bed.daemon("one", texts[0]))
-        until(lambda: bed.owned_by("one"), 5, "one owns the VIPs")
+        until(lambda: bed.owned_by("one"), 10, "one owns the VIPs")
         two = stack.enter_context(bed.daemon("two", texts[1]))
-        until(lambda: two.vrrp().get("state") == "backup", 5, "two is behind")
-        until(lambda: all(it.has_all_up for it in (one, two)), 10, "all servers are up")
+        until(lambda: two.vrrp().get("state") == "backup", 10, "two is behind")
+        until(lambda: all(it.has_all_up for it in (one, two)), 30, "all servers are up")
         counts = dict.fromkeys(sources, connections // len(sources))
         people = stack.enter_context(crowd(inside_of(bed.client), (ADDRESS, 80), CONTROL, counts))
-        until(lambda: "" not in people.phase().servers, 10, "every connection was answered once")
+        until(lambda: "" not in people.phase().servers, 30, "every connection was answered once")
         yield Scene(bed, people, stack.enter_context(watch(bed.net, bed.nodes, VIPS)))

@@ -273,7 +273,7 @@ def _workers_of(runtime: Path) -> list[int]:
 @contextlib.contextmanager
 def wrk(url: str, *, seconds: int, connections: int = 16, close: bool = False) -> Iterator[subprocess.Popen[str]]:
     """Wrk under way; read its report with ``report`` after the block."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
+    command = ["wrk", "--timeout", "20s", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
     if close:
         command[1:1] = ["-H", "Connection: close"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

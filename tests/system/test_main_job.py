@@ -20,6 +20,7 @@ import pytest
 from support.processes import Daemon, Nginx, free_port, wrk
 from support.traffic import Traffic
 from support.wait import until
+from support.yardstick import within
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
@@ -85,7 +86,11 @@ def test_killed_server_costs_nothing_after_its_verdict_and_returns_in_time(site:
         killed = time.monotonic()
         until(lambda: site.server("b")["health"] == "down", 10, "b is down")
         until(lambda: len([a for a in traffic.answers if a.began > killed + 2]) > 200, 20, "more traffic")
-        assert traffic.failures(killed + INTERVAL_S * FALL + INTERVAL_S) == []
+        (event,) = [event for event in site.daemon.show("events") if event["kind"] == "health_down"]
+        verdict = float(str(event["at"])) - time.time() + time.monotonic()
+        due_s = INTERVAL_S * FALL + INTERVAL_S
+        assert within(verdict - killed, due_s)
+        assert traffic.failures(max(verdict, killed + due_s)) == []
         assert traffic.served_by("b", killed) == []
 
         site.servers["b"].start()
@@ -93,7 +98,7 @@ def test_killed_server_costs_nothing_after_its_verdict_and_returns_in_time(site:
         until(lambda: traffic.served_by("b", started), 10, "b gets requests again")
         first = min(answer.began for answer in traffic.served_by("b", started))
         # One more interval until the next probe begins, and jitter; half a second for two busy cores.
-        assert first - started <= INTERVAL_S * (RISE + 1) * 1.1 + 0.5
+        assert within(first - started, INTERVAL_S * (RISE + 1) * 1.1 + 0.5)
 
 
 def test_draining_under_load_loses_nothing(site: Site) -> None:
@@ -128,7 +133,7 @@ def test_f28_a_port_that_is_used_again_is_a_new_flow_and_avoids_a_draining_serve
             while not answer.endswith((b"a\n", b"b\n", b"c\n")):
                 answer += s.recv(65536)
             assert not answer.endswith(b"a\n")
-    assert slowest < 0.5, "a SYN was dropped and sent again"  # a second later
+    assert slowest < 0.9, "a SYN was dropped and sent again"  # a second later
 
 
 def test_maint_ends_the_connections_of_its_server_only(site: Site) -> None:
@@ -249,7 +254,6 @@ def test_f50_a_file_that_changes_during_reloads_is_applied_as_it_was_validated(s
     assert len(seen) > 1, "the file did change"
 
 
-@pytest.mark.serial
 def test_f44_1000_reloads_leak_nothing(site: Site) -> None:
     def turn(count: int) -> None:
         for number in range(count):
@@ -262,7 +266,10 @@ def test_f44_1000_reloads_leak_nothing(site: Site) -> None:
     descriptors = [_fewest_descriptors(pid) for pid in pids]
     memory = [_resident_kb(pid) for pid in pids]
     turn(1000)
-    assert [_fewest_descriptors(pid) for pid in pids] == descriptors
+    until(
+        lambda: all(_fewest_descriptors(pid) <= before for before, pid in zip(descriptors, pids, strict=True)),
+        10, "none of them has more descriptors than before",
+    )  # fmt: skip
     for before, pid in zip(memory, pids, strict=True):
         assert _resident_kb(pid) <= before * 1.05
 

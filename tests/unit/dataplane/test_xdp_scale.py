@@ -22,9 +22,10 @@ from fairlead.policy.plan import plan
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
 from support.packets import ACK, tcp_frame
 from support.xdp_plane import forwarding_host, opened_plane
+from support.yardstick import slowness
 from unit.dataplane.contract import bring
 
-pytestmark = [pytest.mark.root, pytest.mark.serial, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 SERVICES, SERVERS, CHANGES = 10_000, 10, 500
 CHANGE_MS = 5.0
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def many() -> ForwardingState:
     return forwarding_state(tuple(servers), tuple(recipes), tuple(services), tuple(listeners))
 
 
+@pytest.mark.serial
 async def test_a_server_that_goes_down_among_a_hundred_thousand_costs_a_few_milliseconds() -> None:
     goal = many()
     specs = list(goal.services.values())
@@ -57,7 +59,7 @@ async def test_a_server_that_goes_down_among_a_hundred_thousand_costs_a_few_mill
         await made.apply(plan(goal, ObservedState()))
         filled_s = time.process_time() - started
         gc.freeze()
-        took = []
+        slow, took = slowness(), []
         for number in random.Random(4).sample(range(SERVICES), CHANGES):
             service = specs[number]
             assert service.table is not None
@@ -82,9 +84,11 @@ async def test_a_server_that_goes_down_among_a_hundred_thousand_costs_a_few_mill
             "filled in %.1f s, one change %.2f ms (99th percentile %.2f ms), read back in %.2f s",
             filled_s, median, late, observed_s,
         )  # fmt: skip
-        assert late < CHANGE_MS
+        slow = max(slow, slowness())
+        assert late < CHANGE_MS * slow, f"{late:.2f} ms of CPU, on a machine {slow:.1f} x as slow"
 
 
+@pytest.mark.serial
 async def test_f31_five_hundred_services_of_fifty_servers_change_within_a_second() -> None:
     """Services with the same servers share a table; with one server left, and with none, they say so."""
     addresses = [f"10.0.1.{number}:8080" for number in range(1, 51)]
@@ -105,7 +109,7 @@ async def test_f31_five_hundred_services_of_fifty_servers_change_within_a_second
             started = time.process_time()
             await made.apply(change)
             taken = time.process_time() - started
-            assert taken < 1.0, (alive, taken)
+            assert taken < slowness(), (alive, taken)
             assert not plan(state(alive), await made.observe())
 
 

