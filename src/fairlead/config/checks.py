@@ -132,6 +132,7 @@ class _Checks:
         if service.transparent:
             self._transparent(loc, pool)
         families = {listen.address.version for listen in service.listen}
+        family = next(iter(families)) if len(families) == 1 else None
         kept = service.forwarding in (Forwarding.NAT, Forwarding.FULLNAT, Forwarding.DSR) or service.transparent
         same_port = service.forwarding in (Forwarding.DSR, Forwarding.TUNNEL)
         addresses: dict[IPAddress, list[Listen]] = {}
@@ -141,7 +142,7 @@ class _Checks:
             at = server.endpoint
             if at.address in addresses:
                 self._loop(loc, index, service, addresses[at.address], at)
-            if kept and families != {at.address.version}:
+            if kept and at.address.version != family:
                 how = "transparent: true" if service.transparent else f"forwarding: {service.forwarding}"
                 message = (
                     f"server {at} is not of the address family of the service, which `{how}` cannot bridge; "
@@ -189,6 +190,8 @@ class _Checks:
             self._warn((*loc, "servers"), "every server is a backup; they serve as if none were", key=True)
 
     def _unique(self, loc: Loc, pool: Pool) -> None:
+        if len({it.endpoint for it in pool.servers}) == len({it.name for it in pool.servers}) == len(pool.servers):
+            return
         names: dict[str, int] = {}
         addresses: dict[Endpoint, int] = {}
         for index, server in enumerate(pool.servers):
@@ -274,16 +277,18 @@ class _Checks:
 
     def _shared_replies(self) -> None:
         """Replies of a nat server tell the VIP only while one service has it."""
-        users: dict[tuple[str, Endpoint], tuple[str, tuple[Listen, ...]]] = {}
+        users: dict[str, dict[Endpoint, tuple[str, list[Listen]]]] = {protocol: {} for protocol in Protocol}
         told: set[tuple[str, str]] = set()
         for name, service in self._draft.services.items():
             pool = self._draft.pools.get(service.pool)
             if service.forwarding is not Forwarding.NAT or pool is None:
                 continue
+            known, mine = users[service.protocol], (name, service.listen)
             for server in pool.servers:
-                first, listens = users.setdefault((service.protocol, server.endpoint), (name, tuple(service.listen)))
-                several = first != name and not (server.endpoint.port == 0 and _ports_differ(listens, service.listen))
-                if several and (first, name) not in told:
+                first, listens = known.setdefault(server.endpoint, mine)
+                if first == name or (server.endpoint.port == 0 and _ports_differ(listens, service.listen)):
+                    continue
+                if (first, name) not in told:
                     told.add((first, name))
                     self._warn(
                         ("services", name, "pool"),

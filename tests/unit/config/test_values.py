@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from fairlead.config.findings import Refused
+from fairlead.config.forms import parse_endpoint, plain_endpoint
 from support.configs import POOL, SERVICE, assert_problem, marked, problems
 
 SERVICE_ROWS = [
@@ -191,3 +193,22 @@ def test_a_problem_reads_as_a_line_of_a_compiler() -> None:
         "fairlead.yaml:2:17: services.web.listen: `x` is not an IP address (names are not resolved); "
         "write 192.0.2.10 or [2001:db8::10]"
     )
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1:80", "0.0.0.1:1", "223.255.255.255:65535", "240.0.0.1:8080"])
+def test_a_plain_endpoint_is_what_is_read_and_written_otherwise(text: str) -> None:
+    assert plain_endpoint(text) == parse_endpoint(text)
+    assert str(plain_endpoint(text)) == text
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:80", "224.0.0.1:80", "239.255.255.255:80", "10.0.0.1:65536", "10.0.0.1:080"])
+def test_what_no_server_can_have_is_no_plain_endpoint(text: str) -> None:
+    assert plain_endpoint(text) is None
+    with pytest.raises(Refused):
+        parse_endpoint(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "[2001:db8::1]:80"])
+def test_an_endpoint_that_is_written_otherwise_is_no_plain_one(text: str) -> None:
+    assert plain_endpoint(text) is None
+    assert parse_endpoint(text) is not None

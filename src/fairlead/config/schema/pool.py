@@ -17,6 +17,7 @@ from fairlead.config.forms import (
     integer,
     nullable,
     parse_endpoint,
+    plain_endpoint,
 )
 from fairlead.config.schema.base import Builds, Part, key, limited, required, unless_word
 from fairlead.config.schema.health import Health, Tcp
@@ -77,6 +78,9 @@ class Agent(Part):
 
 
 def _short_server(text: str) -> RealServer:
+    endpoint = plain_endpoint(text)
+    if endpoint is not None:
+        return RealServer(text, endpoint)
     endpoint = parse_endpoint(text)
     return RealServer(endpoint_name(endpoint), endpoint)
 
