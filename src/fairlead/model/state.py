@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from fairlead.model.net import AddressRange, Endpoint, Listen, Protocol
 from fairlead.model.service import Engine, Forwarding, Persistence, ProxyHeader, Scheduler
@@ -31,9 +32,11 @@ class ServiceMode(IntEnum):
     DROP = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSpec:
-    """A real server as a data plane holds it. ``key`` is POOL/SERVER; ``weight`` serves wlc."""
+class ServerSpec(NamedTuple):
+    """A real server as a data plane holds it. ``key`` is POOL/SERVER; ``weight`` serves wlc.
+
+    A tuple, for a hundred thousand are made and compared at a time.
+    """
 
     key: str
     endpoint: Endpoint
@@ -42,9 +45,8 @@ class ServerSpec:
     flows: FlowTreatment = FlowTreatment.KEEP
 
 
-@dataclass(frozen=True, slots=True)
-class TableMember:
-    """One server of a LookupTable.
+class TableMember(NamedTuple):
+    """One server of a LookupTable; a tuple, for a hundred thousand are made at a time.
 
     Attributes:
         key: Names it.

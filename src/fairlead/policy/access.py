@@ -8,7 +8,7 @@ that contains that block, ``::/0`` say, still speaks about IPv6 clients only.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from fairlead.model.net import AddressRange, IPAddress, Prefix
@@ -18,12 +18,14 @@ _END = (1 << 128) - 1
 _EVERYBODY = (AddressRange(0, _MAPPED.low - 1), _MAPPED, AddressRange(_MAPPED.high + 1, _END))
 
 
-def allowed_ranges(allow: Iterable[Prefix], deny: Iterable[Prefix]) -> tuple[AddressRange, ...] | None:
+def allowed_ranges(allow: Collection[Prefix], deny: Collection[Prefix]) -> tuple[AddressRange, ...] | None:
     """Who may connect: ``allow`` (empty: everybody) without ``deny``.
 
     Returns:
         None when everybody may; an empty tuple when nobody may.
     """
+    if not allow and not deny:
+        return None
     granted = _merge(part for prefix in allow for part in _ranges(prefix)) or _EVERYBODY
     refused = _merge(part for prefix in deny for part in _ranges(prefix))
     left = tuple(_subtract(granted, refused))

@@ -271,8 +271,10 @@ def _part(basis: Basis, now: float, name: str, leaving: Sequence[Member]) -> _Pa
     present = [standing(basis.runtime, now, server_key(name, it.name), pool, it) for it in pool.servers]
     if name in basis.datagrams:
         present = [unpinned(member) for member in present]
-    choices = [choose(present, pool.quorum, service.when_all_down) for service in services]
-    busy = _busy(present, choices)
+    ready = usable(present)
+    choices = [choose(present, ready, pool.quorum, service.when_all_down) for service in services]
+    busy = _busy(ready, choices)
+    complete = len(ready) == len(present) or not any(member.is_missing for member in present)
     members = [*present, *leaving]
     moments = [moment for member in members for moment in _moments(member)]
     if pool.slow_start_s and any(member.rises for member in members):
@@ -287,7 +289,7 @@ def _part(basis: Basis, now: float, name: str, leaving: Sequence[Member]) -> _Pa
             for service, choice in zip(services, choices, strict=True)
         ],
         [_server_status(member, busy=member.key in busy) for member in members],
-        [_service_status(choice, present, service) for service, choice in zip(services, choices, strict=True)],
+        [_service_status(choice, it, complete=complete) for it, choice in zip(services, choices, strict=True)],
         min((moment for moment in moments if moment > now), default=None),
     )
 
@@ -382,10 +384,13 @@ def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds else 0
 
 
-def _busy(pool: Sequence[Member], choices: Iterable[Choice]) -> frozenset[str]:
+def _busy(ready: Sequence[Member], choices: Iterable[Choice]) -> Collection[str]:
     """Keys of servers that weigh something: in use by a service, or ready to be once the pool has its quorum."""
-    ready = {member.key for member in usable(pool)}
-    return frozenset(ready.union(*([member.key for member in choice.live] for choice in choices)))
+    busy = {member.key for member in ready}
+    for choice in choices:
+        if choice.live is not ready:
+            busy.update(member.key for member in choice.live)
+    return busy
 
 
 def _moments(member: Member) -> tuple[float, ...]:
@@ -398,31 +403,31 @@ def _server_status(member: Member, *, busy: bool) -> ServerStatus:
     health = member.health
     unchecked = "no longer configured" if member.departed else ""
     return ServerStatus(
-        key=member.key,
-        pool=member.pool,
-        name=member.server.name,
-        endpoint=member.server.endpoint,
-        weight=member.weight,
-        effective_weight=-(-member.weight * member.share // FULL) if busy else 0,
-        backup=member.server.backup,
-        admin=member.admin,
-        health=health.verdict if health else None,
-        idle_reason=member.idle_reason(busy=busy),
-        down_reason=health.reason if health else None,
-        detail=health.detail if health else unchecked,
-        drain_deadline=member.drain_deadline,
-        max_connections=member.max_connections,
-        share=member.share,
-        share_reason=member.share_reason,
-        ejected_until=member.ejected_until,
-        advice=member.advice,
+        member.key,
+        member.pool,
+        member.server.name,
+        member.server.endpoint,
+        member.weight,
+        -(-member.weight * member.share // FULL) if busy else 0,
+        member.server.backup,
+        member.admin,
+        health.verdict if health else None,
+        None if busy else member.idle_reason,
+        health.reason if health else None,
+        health.detail if health else unchecked,
+        member.drain_deadline,
+        member.max_connections,
+        member.share,
+        member.share_reason,
+        member.ejected_until,
+        member.advice,
     )
 
 
-def _service_status(choice: Choice, pool: Sequence[Member], service: VirtualService) -> ServiceStatus:
+def _service_status(choice: Choice, service: VirtualService, *, complete: bool) -> ServiceStatus:
     if choice.mode is not ServiceMode.FORWARD:
         state = "down"
-    elif choice.fail_open or choice.live[0].server.backup or any(it.is_missing for it in pool):
+    elif choice.fail_open or choice.live[0].server.backup or not complete:
         state = "degraded"
     else:
         state = "up"

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice
+from struct import Struct
 
 from fairlead.policy.flowhash import GAMMA, MASK64, splitmix64
 from fairlead.policy.turns import reduced, spread
@@ -22,6 +23,7 @@ Permutation = tuple[int, int]  # offset and skip: position j is slot (offset + j
 Claim = tuple[str, int]  # identity and weight of a member
 
 WHOLE = 100  # per cent
+_HALVES = Struct("<QQ")
 _SHARE_LEVEL = 64  # of the permutations one that reassigning hardly ever gets to
 _FEW_SLOTS = 192  # free slots from which on looking at each is cheaper than walking into taken ones
 _FEW_OF_SMALL = 64  # of a small table as many as one in so many
@@ -29,8 +31,8 @@ _FEW_OF_SMALL = 64  # of a small table as many as one in so many
 
 def permutation(identity: str, seed: bytes, size: int) -> Permutation:
     """The member's order of slots: offset and skip from two halves of one keyed hash."""
-    digest = hashlib.blake2b(identity.encode(), digest_size=16, key=seed).digest()
-    return int.from_bytes(digest[:8], "little") % size, int.from_bytes(digest[8:], "little") % (size - 1) + 1
+    low, high = _HALVES.unpack(hashlib.blake2b(identity.encode(), digest_size=16, key=seed).digest())
+    return low % size, high % (size - 1) + 1
 
 
 def populate(permutations: Sequence[Permutation], turns: Sequence[int], size: int) -> array[int]:

@@ -83,7 +83,9 @@ class Member(NamedTuple):
     @property
     def up(self) -> bool:
         """Whether its probes let it take new flows, and its agent does not say that it is down."""
-        return self.probed_up and (self.advice is None or self.advice.up)
+        if self.health is not None and self.health.verdict is not Verdict.UP:
+            return False
+        return self.advice is None or self.advice.up
 
     @property
     def probed_up(self) -> bool:
@@ -108,10 +110,9 @@ class Member(NamedTuple):
         """What the data plane is told."""
         return ServerSpec(self.key, self.server.endpoint, self.scaled_weight, self.max_connections, self.flows)
 
-    def idle_reason(self, *, busy: bool) -> IdleReason | None:
-        """Why it takes no new flows; None when it does (``busy``)."""
-        if busy:
-            return None
+    @property
+    def idle_reason(self) -> IdleReason:
+        """Why it takes no new flows, if it takes none."""
         if self.departed:
             return IdleReason.REMOVED
         if self.admin is not AdminState.READY:
@@ -146,7 +147,9 @@ class Choice:
 
 def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealServer) -> Member:
     """How a configured server stands."""
-    admin, weight = admin_state(runtime, key, server), present_weight(runtime, key, server)
+    admin, weight = server.state, server.weight
+    if key in runtime.overrides:
+        admin, weight = admin_state(runtime, key, server), present_weight(runtime, key, server)
     health, flows, deadline = None, FlowTreatment.KEEP, None
     if admin is AdminState.MAINT:
         flows = FlowTreatment.RESET
@@ -160,9 +163,8 @@ def standing(runtime: Runtime, now: float, key: str, pool: Pool, server: RealSer
     unit = FULL if pool.has_shares else 1
     out = ejected_until(runtime, key, now)
     return Member(
-        key, pool.name, server, admin, weight, health, flows, deadline,
-        share=share, share_reason=why, unit=unit, ejected_until=out, advice=advice,
-    )  # fmt: skip
+        key, pool.name, server, admin, weight, health, flows, deadline, None, False, share, why, unit, out, advice
+    )
 
 
 def _share(
@@ -211,18 +213,18 @@ def is_short(live: Sequence[Member], quorum: int) -> bool:
     return not live or sum([member.weight for member in live]) < quorum
 
 
-def choose(members: Sequence[Member], quorum: int, when_all_down: WhenAllDown) -> Choice:
-    """Who takes the new flows of a service with these ``members``.
+def choose(members: Sequence[Member], ready: tuple[Member, ...], quorum: int, when_all_down: WhenAllDown) -> Choice:
+    """Who takes the new flows of a service with these ``members``, of which ``ready`` are ``usable``.
 
     Backups serve only while no primary may. Under ``quorum``, ejections are overruled if that helps; else
     ``when_all_down`` decides. Failing open takes the eligible primaries regardless of health, or the eligible backups
     if no primary is eligible.
     """
-    live = usable(members)
+    live = ready
     if is_short(live, quorum):
         with_ejected = _first_tier([member for member in members if member.eligible and member.up])
         live = live if is_short(with_ejected, quorum) else with_ejected
-    live_weight = sum(member.weight for member in live)
+    live_weight = sum([member.weight for member in live])
     fail_open = is_short(live, quorum)
     if fail_open:
         live = (

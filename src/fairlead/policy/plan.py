@@ -101,7 +101,8 @@ def _unlike(
     desired: Mapping[str, T], observed: Mapping[str, T], one: Mapping[str, T], other: Mapping[str, T]
 ) -> set[str]:
     """Names that do not stand for the same on both sides."""
-    return {name for name in _moved(desired, observed, one, other) if desired.get(name) != observed.get(name)}
+    moved = _moved(desired, observed, one, other)
+    return {name for name in moved if desired.get(name) != observed.get(name)} if one else moved
 
 
 def describe(op: Op) -> str:

@@ -166,10 +166,12 @@ def successor(configuration: Configuration, departure: Departure) -> tuple[str, 
 def targets(configuration: Configuration, runtime: Runtime) -> Mapping[ProbeTarget, frozenset[str]]:
     """What is to be probed now, with the names of the pools that want it; servers in maintenance are left alone."""
     found: dict[ProbeTarget, set[str]] = {}
-    for key, pool, server in keyed_servers(configuration):
-        if admin_state(runtime, key, server) is not AdminState.MAINT:
-            for monitor in pool.probes:
-                found.setdefault(target_key(server, monitor), set()).add(pool.name)
+    for pool in configuration.pools.values():
+        probes = pool.probes
+        for server in pool.servers if probes else ():
+            if admin_state(runtime, server_key(pool.name, server.name), server) is not AdminState.MAINT:
+                for monitor in probes:
+                    found.setdefault(target_key(server, monitor), set()).add(pool.name)
     return {target: frozenset(pools) for target, pools in found.items()}
 
 
@@ -265,11 +267,13 @@ def noted(configuration: Configuration, runtime: Runtime, now: float, pools: Col
     return replace(runtime, resting=resting, rising=rising)
 
 
-def adopt(configuration: Configuration, runtime: Runtime, held: Iterable[ServerSpec], now: float) -> Runtime:
+def adopt(configuration: Configuration, runtime: Runtime, held: Collection[ServerSpec], now: float) -> Runtime:
     """Let depart what a data plane still holds, but nobody knows any more: the file changed while no agent ran.
 
     Without this, a restarted agent would delete those servers and reset their flows at once.
     """
+    if not held:
+        return runtime
     known = {key for key, _, _ in keyed_servers(configuration)} | runtime.departures.keys()
     departures = dict(runtime.departures)
     for spec in held:

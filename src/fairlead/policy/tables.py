@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import cycle, islice
 
 from fairlead.errors import ContractViolation
@@ -54,11 +52,12 @@ def packet_recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpe
     lightest server has 100 slots or more, as far as the largest size goes.
     """
     spec = recipe(scheduler, seed, choice)
-    if spec.scheduler is not Scheduler.MAGLEV:
-        return replace(spec, seed=seed)
-    weights = [member.weight for member in spec.members]
-    enough = SLOTS_OF_LIGHTEST * sum(weights) // min(weights)
-    return replace(spec, size=next((size for size in PACKET_SIZES if size >= enough), PACKET_SIZES[-1]))
+    size = spec.size
+    if spec.scheduler is Scheduler.MAGLEV:
+        weights = [member.weight for member in spec.members]
+        enough = SLOTS_OF_LIGHTEST * sum(weights) // min(weights)
+        size = next((size for size in PACKET_SIZES if size >= enough), PACKET_SIZES[-1])
+    return TableSpec(spec.scheduler, size, seed, spec.members, spec.live)
 
 
 def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
@@ -70,9 +69,9 @@ def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
     the live servers.
     """
     filling = _FILLINGS[scheduler]
-    live = frozenset(member.key for member in choice.live)
+    live = frozenset([member.key for member in choice.live])
     if filling is Scheduler.MAGLEV:
-        return TableSpec(filling, MAGLEV_SIZE, seed, tuple(_base_members(choice)), live)
+        return TableSpec(filling, MAGLEV_SIZE, seed, _base_members(choice), live)
     if scheduler is Scheduler.WRR:
         weights = [member.scaled_weight for member in choice.live]
     elif scheduler is Scheduler.RR and any(member.share < FULL for member in choice.live):
@@ -84,20 +83,24 @@ def recipe(scheduler: Scheduler, seed: bytes, choice: Choice) -> TableSpec:
     return TableSpec(filling, sum(turns), bytes(SEED_SIZE), tuple(members), live)
 
 
-def _base_members(choice: Choice) -> Iterator[TableMember]:
-    for member in choice.tier:
-        # A server whose weight was set to 0 at run time stays in the base, dead, by its weight in the file.
-        if base := member.weight or member.server.weight:
-            yield TableMember(member.key, str(member.server.endpoint), base, member.share)
+def _base_members(choice: Choice) -> tuple[TableMember, ...]:
+    """A server whose weight was set to 0 at run time stays in the base, dead, by its weight in the file."""
+    return tuple(
+        [
+            TableMember(member.key, str(member.server.endpoint), base, member.share)
+            for member in choice.tier
+            if (base := member.weight or member.server.weight)
+        ]
+    )
 
 
 def digest(spec: TableSpec) -> str:
     """The name of a table: 32 hex digits."""
     text = hashlib.blake2b(digest_size=16)
     fields = [spec.scheduler, str(spec.size), spec.seed.hex()]
-    for member in spec.members:
-        share = "live" if member.share == FULL else f"live {member.share}%"
-        fields += (member.key, member.identity, str(member.weight), share if member.key in spec.live else "dead")
+    for key, identity, weight, share in spec.members:
+        lives = "live" if share == FULL else f"live {share}%"
+        fields += (key, identity, str(weight), lives if key in spec.live else "dead")
     text.update("\0".join(fields).encode())
     return text.hexdigest()
 

@@ -92,10 +92,10 @@ def states(forwarding: Forwarding = Forwarding.PROXY) -> dict[str, ForwardingSta
     return {
         "nothing": NOTHING,
         "small": forwarding_state((s1, s2), (both,), (web,), (here,)),
-        "drained": forwarding_state((s1, replace(s2, flows=FlowTreatment.RESET)), (one,),
+        "drained": forwarding_state((s1, s2._replace(flows=FlowTreatment.RESET)), (one,),
                                     (replace(web, table=tables.digest(one)),), (here,)),
         "large": forwarding_state((s1, s2, s3, v6), (both, turns), (web, rich), (here, there, v6_here)),
-        "moved": forwarding_state((s3, replace(s1, weight=0)), (turns,), (rich, closed),
+        "moved": forwarding_state((s3, s1._replace(weight=0)), (turns,), (rich, closed),
                                   (listener("rich", f"127.0.0.1:{port}"), there)),
         "range": forwarding_state((s1, s2), (both,), (web,), (listener("web", f"127.0.0.2:{first}-{first + 3}"),)),
         "longer": forwarding_state((s1, s2), (both,), (web,), (listener("web", f"127.0.0.2:{first + 1}-{first + 5}"),)),

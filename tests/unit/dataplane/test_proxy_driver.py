@@ -451,7 +451,7 @@ async def test_connections_that_wait_are_counted(runtime: Path, program: Path) -
     async with lab(runtime, program) as made:
         plane = await made.plane(2)
         state, at = one_service(await made.server(), queue=5)
-        full = replace(state, servers={key: replace(it, max_connections=1) for key, it in state.servers.items()})
+        full = replace(state, servers={key: it._replace(max_connections=1) for key, it in state.servers.items()})
         await bring(plane, full)
         assert await made.ask(at)
         waiting = await made.client(at)

@@ -78,7 +78,7 @@ async def test_a_server_that_differs_in_one_worker_is_put_again(runtime: Path, p
         state, _ = one_service(server)
         await bring(plane, state)
         [spec] = state.servers.values()
-        body = codec.encode_server(number(plane, spec.key), replace(spec, weight=200))
+        body = codec.encode_server(number(plane, spec.key), spec._replace(weight=200))
         await tell(plane, 1, abi.Type.SERVER_PUT, body)
         todo = plan(state, await plane.observe())
         assert todo.ops == (PutServer(spec),)

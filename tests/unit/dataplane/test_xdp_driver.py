@@ -324,13 +324,13 @@ async def test_ids_of_a_server_at_another_address_differ_and_flows_keep_the_old_
     async with opened_plane() as made:
         await bring(made, state())
         old = made._held.servers["web/10.0.0.1:8080"].number
-        moved = replace(server_spec("web/10.0.0.1:8080", "10.0.0.77:8080"))
+        moved = server_spec("web/10.0.0.1:8080", "10.0.0.77:8080")
         await made.apply(Plan((PutServer(moved),)))
         new = made._held.servers["web/10.0.0.1:8080"].number
         assert new != old
         rows = map_of(made, "servers").first_rows(new + 1)
         assert rows[old * 64 : old * 64 + 16] != rows[new * 64 : new * 64 + 16]
-        await made.apply(Plan((PutServer(replace(moved, flows=FlowTreatment.RESET)),)))
+        await made.apply(Plan((PutServer(moved._replace(flows=FlowTreatment.RESET)),)))
         rows = map_of(made, "servers").first_rows(new + 1)
         assert rows[old * 64 + 21] & 1  # flows that stayed with the old address are reset, too
         assert rows[new * 64 + 21] & 1

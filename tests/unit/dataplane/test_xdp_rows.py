@@ -27,7 +27,7 @@ def rows(count: int) -> Traffic:
 
 
 def held(number: int) -> ServerHeld:
-    return ServerHeld(number, server_spec("web/a", "10.0.0.1:80"), generation=number)
+    return ServerHeld(number, server_spec("web/a", "10.0.0.1:80"), generation=number, address=bytes(16))
 
 
 def test_the_figures_of_all_cpus_and_of_all_endpoints_of_a_key_are_added_up() -> None:

@@ -63,7 +63,7 @@ def test_to_nothing_everything_goes_before_what_it_names() -> None:
 
 
 def test_a_server_that_resets_its_flows_changes_after_the_table_that_stops_using_it() -> None:
-    reset = replace(B, flows=FlowTreatment.RESET)
+    reset = B._replace(flows=FlowTreatment.RESET)
     alone = service_spec("web", ONLY_A_DIGEST)
     desired = forwarding_state((A, reset), (ONLY_A,), (alone,), (listener(),))
     assert plan(desired, FULL).ops == (
@@ -75,7 +75,7 @@ def test_a_server_that_resets_its_flows_changes_after_the_table_that_stops_using
 
 
 def test_a_server_that_comes_back_changes_before_the_table_that_uses_it() -> None:
-    reset = replace(B, flows=FlowTreatment.RESET)
+    reset = B._replace(flows=FlowTreatment.RESET)
     observed = forwarding_state((A, reset), (ONLY_A,), (service_spec("web", ONLY_A_DIGEST),), (listener(),))
     assert plan(FULL, observed).ops == (
         PutServer(B),
@@ -92,7 +92,7 @@ def test_a_new_server_that_nobody_uses_comes_first_too() -> None:
 
 
 def test_a_changed_weight_touches_only_its_server() -> None:
-    heavier = replace(B, weight=5)
+    heavier = B._replace(weight=5)
     assert plan(replace(FULL, servers={A.key: A, B.key: heavier}), FULL).ops == (PutServer(heavier),)
 
 
@@ -165,7 +165,7 @@ def test_ports_of_other_addresses_and_protocols_do_not_clash() -> None:
     [
         (PutServer(A), "put server web/a: 10.0.0.1:80, weight 1"),
         (
-            PutServer(replace(A, max_connections=9, flows=FlowTreatment.RESET)),
+            PutServer(A._replace(max_connections=9, flows=FlowTreatment.RESET)),
             "put server web/a: 10.0.0.1:80, weight 1, at most 9 connections, resetting its flows",
         ),
         (DeleteServer("web/a"), "delete server web/a"),

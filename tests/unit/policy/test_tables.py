@@ -12,7 +12,7 @@ from fairlead.errors import ContractViolation
 from fairlead.model.pool import AdminState
 from fairlead.model.service import Scheduler, WhenAllDown
 from fairlead.policy import tables
-from fairlead.policy.members import Choice, choose, standing
+from fairlead.policy.members import Choice, choose, standing, usable
 from fairlead.policy.runtime import Override, Runtime
 from support import models
 from support.models import SEED, table_spec
@@ -26,7 +26,8 @@ def choice(*weights: int, drained: int | None = None, runtime: Runtime | None = 
     ]
     pool = models.pool(*servers)
     held = runtime or Runtime()
-    return choose([standing(held, 0.0, f"web/{it.name}", pool, it) for it in servers], pool.quorum, WhenAllDown.REJECT)
+    members = [standing(held, 0.0, f"web/{it.name}", pool, it) for it in servers]
+    return choose(members, usable(members), pool.quorum, WhenAllDown.REJECT)
 
 
 @pytest.mark.parametrize("scheduler", [Scheduler.MAGLEV, Scheduler.SH, Scheduler.RANDOM])

@@ -144,12 +144,12 @@ def unpacked(raw: bytes) -> IPAddress:
 
 def is_v4(address: bytes) -> bool:
     """Whether a packed address is one of IPv4."""
-    return address[:12] == _MAPPED
+    return address.startswith(_MAPPED)
 
 
 def near_index(address: bytes) -> int:
     """The byte of the address filter (map ``near``) that stands for a packed address."""
-    if is_v4(address):
+    if address.startswith(_MAPPED):
         folded = int.from_bytes(address[12:], "little")
     else:
         a, b, c, d = struct.unpack("<4I", address)

@@ -109,6 +109,7 @@ def _adopt_listeners(held: Holdings) -> None:
         held.mirrors["vips"].delete(key)
     for listener, service in held.listeners.items():
         held.write_listener(listener, service)
+    held.write_settings()
 
 
 def _adopt_access(held: Holdings, lists: dict[int, tuple[ServiceHeld, str]]) -> None:

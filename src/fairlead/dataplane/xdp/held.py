@@ -36,6 +36,7 @@ class ServerHeld:
     number: int
     spec: ServerSpec
     generation: int
+    address: bytes  # packed
     gone: bool = False
     source: IPAddress | None = None  # outer address of tunnels
     ambiguous: bool = False  # as last written

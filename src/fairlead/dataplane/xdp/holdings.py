@@ -47,7 +47,7 @@ class Holdings:
         self.mirrors = {it.name: Mirror(it.name, array=it.array, significant=it.significant) for it in MIRRORS}
         self.servers: dict[str, ServerHeld] = {}
         self.servers_by_id: dict[int, ServerHeld] = {}
-        self.same_key: dict[str, set[ServerHeld]] = {}
+        self.same_key: dict[str, tuple[ServerHeld, ...]] = {}
         self.tables: dict[str, TableHeld] = {}
         self.services: dict[str, ServiceHeld] = {}
         self.services_by_id: dict[int, ServiceHeld] = {}
@@ -67,7 +67,7 @@ class Holdings:
         self._clock = clock
         self._source_of = source_of
         self._ports = Ports()
-        self._table_users: dict[str, set[str]] = {}  # digests by server key
+        self._uses: dict[str, int] = {}  # by server key: tables that name it
         self._generation = 0
         self._later: list[tuple[float, Callable[[], None]]] = []
 
@@ -78,20 +78,26 @@ class Holdings:
         key = spec.key
         held = self.servers.get(key)
         if held is None or held.spec.endpoint != spec.endpoint:
-            if not self.server_ids.room:
+            number = self.server_ids.take()
+            if number is None:
                 raise DataPlaneError("no id is left for another server: flows still hold those of deleted ones")
             self.moves += 1
             self._generation = self._generation % 0xFFFF + 1
-            held = ServerHeld(self.server_ids.take(), spec, self._generation)
-            self.servers[key] = self.servers_by_id[held.number] = held
-            self.same_key.setdefault(key, set()).add(held)
-            self._reset_counters("server", held.number, self.server_ids)
+            held = ServerHeld(number, spec, self._generation, abi.packed(spec.endpoint.address))
+            self._add_server(held)
+            self.servers[key] = held
+            self._reset_counters("server", number, self.server_ids)
         held.spec = spec
         self._write_server(held)
         for it in self.same_key[key]:
             if it is not held and it.spec.flows is not spec.flows and not it.gone:
-                it.spec = replace(it.spec, flows=spec.flows)
+                it.spec = it.spec._replace(flows=spec.flows)
                 self._write_server(it)
+
+    def _add_server(self, held: ServerHeld) -> None:
+        self.servers_by_id[held.number] = held
+        others = self.same_key.get(held.spec.key)
+        self.same_key[held.spec.key] = (*others, held) if others else (held,)
 
     def knows(self, spec: ServerSpec) -> bool:
         """Whether it is held at this endpoint."""
@@ -104,14 +110,15 @@ class Holdings:
 
     def delete_server(self, key: str) -> None:
         """Forget a server; flows that are left are reset when they turn up."""
-        if users := self._table_users.get(key):
-            raise DataPlaneError(f"delete server {key}: table {min(users)} names it")
+        if self._uses.get(key):
+            user = min(digest for digest, table in self.tables.items() if key in table.keys)
+            raise DataPlaneError(f"delete server {key}: table {user} names it")
         self.moves += 1
         self.servers.pop(key, None)
         for held in self.same_key.get(key, ()):
             if not held.gone:
                 held.gone = True
-                held.spec = replace(held.spec, flows=FlowTreatment.RESET)
+                held.spec = held.spec._replace(flows=FlowTreatment.RESET)
                 self._write_server(held)
 
     def _write_server(self, held: ServerHeld) -> None:
@@ -121,20 +128,20 @@ class Holdings:
 
     def write_server_record(self, held: ServerHeld) -> None:
         """Write what the program reads of a server."""
-        flags = FLOW_FLAGS[int(held.spec.flows)]
+        flags = FLOW_FLAGS[held.spec.flows]
         held.ambiguous = self.replies.is_ambiguous(held.number)
         if held.ambiguous:
             flags |= abi.SERVER_AMBIGUOUS
-        raw = records.server_record(held.spec.endpoint, held.generation, flags, held.source)
+        port = held.spec.endpoint.port
+        raw = records.server_record(held.address, port, held.generation, flags, held.source)
         self.mirrors["servers"].put(u32(held.number), raw)
 
     def adopt_server(self, number: int, spec: ServerSpec, generation: int, *, gone: bool, current: bool) -> None:
         """Take a server over from its note."""
         self.moves += 1
-        held = ServerHeld(number, spec, generation, gone)
+        held = ServerHeld(number, spec, generation, abi.packed(spec.endpoint.address), gone)
         self.server_ids.use(number)
-        self.servers_by_id[number] = held
-        self.same_key.setdefault(spec.key, set()).add(held)
+        self._add_server(held)
         self._generation = max(self._generation, generation)
         if current:
             self.servers[spec.key] = held
@@ -156,15 +163,18 @@ class Holdings:
         self.write_slots(base, block)
         before = self.tables.get(digest)
         held = TableHeld(digest, base, units, len(slots), members, keys, records.block_digest(block))
-        self.tables[digest] = held
+        self._add_table(held)
         self._note_table(held)
-        for key in keys:
-            self._table_users.setdefault(key, set()).add(digest)
         if before is not None:
             held.users = before.users
             for name in before.users:
                 self._write_service(self.services[name])
             self._retire_table(before)
+
+    def _add_table(self, held: TableHeld) -> None:
+        self.tables[held.digest] = held
+        for key in held.keys:
+            self._uses[key] = self._uses.get(key, 0) + 1
 
     def _note_table(self, held: TableHeld) -> None:
         self.mirrors["names_table"].put(
@@ -179,20 +189,19 @@ class Holdings:
         if held.users:
             raise DataPlaneError(f"delete table {digest[:8]}: service {min(held.users)} names it")
         del self.tables[digest]
-        for key in held.keys:
-            self._table_users[key].discard(digest)
         self._retire_table(held)
 
     def _retire_table(self, held: TableHeld) -> None:
+        for key in held.keys:
+            if left := self._uses.pop(key) - 1:
+                self._uses[key] = left
         self.mirrors["names_table"].delete(u32(held.base))
         self.extents.retire(held.base, held.units, self._clock())
 
     def adopt_table(self, held: TableHeld) -> None:
         """Take a table over."""
         self.extents.use(held.base, held.units)
-        self.tables[held.digest] = held
-        for key in held.keys:
-            self._table_users.setdefault(key, set()).add(held.digest)
+        self._add_table(held)
 
     # Services
 
@@ -206,11 +215,12 @@ class Holdings:
         held = self.services.get(spec.name)
         fresh = held is None or held.spec.forwarding is not spec.forwarding
         if fresh:
-            if not self.service_ids.room:
+            number = self.service_ids.take()
+            if number is None:
                 raise DataPlaneError("no id is left for another service: flows still hold those of deleted ones")
-            former, held = held, ServiceHeld(self.service_ids.take(), spec)
-            self.services[spec.name] = self.services_by_id[held.number] = held
-            self._reset_counters("service", held.number, self.service_ids)
+            former, held = held, ServiceHeld(number, spec)
+            self.services[spec.name] = self.services_by_id[number] = held
+            self._reset_counters("service", number, self.service_ids)
         else:
             former = None
         assert held is not None
@@ -244,12 +254,14 @@ class Holdings:
         if spec.allowed is None:
             held.access = 0
         else:
-            held.access = self.access_ids.take()
+            number = self.access_ids.take()
+            assert number is not None
+            held.access = number
             for key in records.access_keys(held.access, spec.allowed):
                 self.mirrors["access"].put(key, u32(1))
         if old:
-            number = old.to_bytes(4, "big")
-            keys = [key for key in self.mirrors["access"].content if key[4:8] == number]
+            raw = old.to_bytes(4, "big")
+            keys = [key for key in self.mirrors["access"].content if key[4:8] == raw]
             self._later.append((self._clock() + 1.0, lambda: self._drop_access(keys)))
 
     def _drop_access(self, keys: Iterable[bytes]) -> None:
@@ -350,7 +362,7 @@ class Holdings:
         self.mirrors["names_listener"].put(records.listener_note(listener), u32(held.number))
         for name, key in records.listener_keys(listener):
             self.mirrors[name].put(key, u32(held.number))
-        self.write_settings()
+        self._tell_of_ranges(listener)
 
     def close(self, listener: Listener) -> None:
         """Take no new flows there."""
@@ -366,7 +378,11 @@ class Holdings:
             self.mirrors["vips"].delete(abi.packed(listener.listen.address))
             # The bit stays: flows go on after their listener. It goes when the filter is made anew.
         self.claim(held)
-        self.write_settings()
+        self._tell_of_ranges(listener)
+
+    def _tell_of_ranges(self, listener: Listener) -> None:
+        if listener.listen.first != listener.listen.last:
+            self.write_settings()
 
     def adopt_listener(self, listener: Listener, held: ServiceHeld) -> None:
         """Take a listener over from its note."""
@@ -392,33 +408,28 @@ class Holdings:
         before, held.claims = held.claims, wanted
         gone, new = (before - wanted, wanted - before) if before else (before, wanted)
         self.replies.change(gone, new, self._clock() + idle)
-        for key, _ in new:
-            self.mark(key.address, abi.NEAR_SERVER)
+        for address in {key.address for key, _ in new}:
+            self.mark(address, abi.NEAR_SERVER)
         self.write_replies()
 
     def _claims_of(self, held: ServiceHeld) -> frozenset[tuple[ReplyKey, Claim]]:
         """Those of its table, and those it had while it has none: its flows are not over yet."""
+        numbers: Iterable[int]
         if held.spec.table is None:
             numbers = {claim.server for _, claim in held.claims}
         else:
-            numbers = set(self.tables[held.spec.table].members)
-        members = {
-            number: (at.address, at.port)
-            for number in numbers
-            if number in self.servers_by_id
-            for at in [self.servers_by_id[number].spec.endpoint]
-        }
+            numbers = self.tables[held.spec.table].members
+        found = [self.servers_by_id[number] for number in numbers if number in self.servers_by_id]
+        members = [(it.number, it.address, it.spec.endpoint.port) for it in found]
         listens = [(it.listen.address, it.listen.first, it.listen.last) for it in held.listeners]
         return claims(held.number, members, listens, records.PROTOCOLS[held.spec.protocol])
 
     def write_replies(self) -> None:
         """Write the entries that changed, and whether their servers are ambiguous."""
-        touched, self.replies.touched = self.replies.touched, set()
-        for key in touched:
+        touched, self.replies.touched = self.replies.touched, {}
+        for key, entry in touched.items():
             name, raw = reply_place(key)
-            entry = self.replies.entries.get(key)
-            if entry is not None:
-                self.mirrors[name].put(raw, entry.record())
+            self.mirrors[name].put(raw, entry.record())
         turned, self.replies.turned = self.replies.turned, set()
         for number in turned:
             server = self.servers_by_id.get(number)
@@ -428,8 +439,9 @@ class Holdings:
     def mark(self, address: bytes, bit: int) -> None:
         """A reason why packets of this (packed) address matter."""
         index = abi.near_index(address)
-        if bit & ~self.near.get(index, 0):
-            self.near[index] = self.near.get(index, 0) | bit
+        bits = self.near.get(index, 0)
+        if bit & ~bits:
+            self.near[index] = bits | bit
             self.write_near(index, bit)
 
     # Time
@@ -461,8 +473,9 @@ class Holdings:
                 name, raw = reply_place(key)
                 self.mirrors[name].delete(raw)
             del self.servers_by_id[number]
-            self.same_key[server.spec.key].discard(server)
-            if not self.same_key[server.spec.key]:
+            if others := tuple(it for it in self.same_key[server.spec.key] if it is not server):
+                self.same_key[server.spec.key] = others
+            else:
                 del self.same_key[server.spec.key]
             self.mirrors["names_server"].delete(u32(number))
             self.mirrors["servers"].content.pop(u32(number), None)

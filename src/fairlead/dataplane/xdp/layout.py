@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from operator import attrgetter
 from typing import ClassVar, Self
 
@@ -18,7 +19,6 @@ class Layout:
         "u64": "Q",
         "addr": "16s",
         "v4": "4s",
-        "port": "2s",
         "be32": "4s",
     }
 
@@ -27,29 +27,29 @@ class Layout:
         self.c_name = c_name
         self.text = members
         self.members: list[tuple[str, int]] = []
-        self._ports: list[int] = []
-        code = "<"
-        for item in members.split(","):
-            kind, _, name = item.strip().partition(" ")
+        self._ports: list[int] = []  # to be converted one by one
+        items = [item.strip().partition(" ") for item in members.split(",")]
+        alone = all(kind not in {"u16", "u32", "u64"} for kind, _, _ in items)  # no other number has a byte order
+        code = ">" if alone else "<"
+        for kind, _, name in items:
             if kind.startswith("zero:"):
                 code += f"{kind[5:]}x"
                 continue
             self.members.append((name, struct.calcsize(code)))
-            if kind == "port":
+            if kind == "port" and not alone:
                 self._ports.append(len(self.members) - 1)
-            code += self._CODES[kind]
+            code += self._CODES[kind] if kind != "port" else "H" if alone else "2s"
         self.values = attrgetter(*(name for name, _ in self.members))
         self._struct = struct.Struct(code)
         self.size = self._struct.size
+        # The struct with these members.
+        self.pack: Callable[..., bytes] = self._pack if self._ports else self._struct.pack
 
-    def pack(self, *values: int | bytes) -> bytes:
-        """The struct with these members."""
-        if self._ports:
-            row = list(values)
-            for index in self._ports:
-                row[index] = int(row[index]).to_bytes(2, "big")
-            return self._struct.pack(*row)
-        return self._struct.pack(*values)
+    def _pack(self, *values: int | bytes) -> bytes:
+        row = list(values)
+        for index in self._ports:
+            row[index] = int(row[index]).to_bytes(2, "big")
+        return self._struct.pack(*row)
 
     def unpack(self, raw: bytes) -> list[int | bytes]:
         """The members of the struct at the start of ``raw``."""
@@ -68,11 +68,6 @@ class Record:
     def pack(self) -> bytes:
         """The bytes a map holds."""
         return self.LAYOUT.pack(*self.LAYOUT.values(self))
-
-    @classmethod
-    def bytes_of(cls, *values: int | bytes) -> bytes:
-        """``cls(*values).pack()``, of all members, in half of the time."""
-        return cls.LAYOUT.pack(*values)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Self:

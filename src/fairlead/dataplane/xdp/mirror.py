@@ -57,23 +57,25 @@ class Mirror:
         """Take over what the kernel's map holds."""
         for key, value in entries:
             self.content[key] = value
-            self._count(key)
+            if self.array:
+                self._count(key)
 
     def _count(self, key: bytes) -> None:
-        if self.array:
-            self._rows = max(self._rows, int.from_bytes(key, "little") + 1)
+        number = int.from_bytes(key, "little")
+        if number >= self._rows:
+            self._rows = number + 1
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a key, when flushed."""
         if self._watched:
             self._written.add(key)
-        if self.array:
+        if self.array and key not in self.content:
             self._count(key)
         if self.significant is not None and (key in self.content or key in self._deletes):
             self._changed.add(key)
-        self._deletes.discard(key)
-        self._puts[key] = value
-        self.content[key] = value
+        if self._deletes:
+            self._deletes.discard(key)
+        self._puts[key] = self.content[key] = value
 
     def delete(self, key: bytes) -> None:
         """Forget a key, when flushed."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import struct
+from functools import cache
+from struct import Struct
 from typing import Any
 
 from fairlead.errors import DataPlaneError
@@ -30,14 +31,19 @@ def write_note(content: object, size: int) -> bytes:
     raw = (content if isinstance(content, str) else _JSON.encode(content)).encode()
     if len(raw) > size - 2:
         raise DataPlaneError(f"a note of {len(raw)} bytes does not fit: {raw[:60]!r}...")
-    return (struct.pack("<H", len(raw)) + raw).ljust(size, b"\0")
+    return _layout(size).pack(len(raw), raw)
 
 
 def read_note(raw: bytes) -> dict[str, Any]:
     """What ``write_note`` wrote; empty when it is damaged."""
-    (length,) = struct.unpack_from("<H", raw)
+    length, text = _layout(len(raw)).unpack(raw)
     with contextlib.suppress(ValueError):
-        found = json.loads(raw[2 : 2 + length])
+        found = json.loads(text[:length])
         if isinstance(found, dict):
             return found
     return {}
+
+
+@cache
+def _layout(size: int) -> Struct:
+    return Struct(f"<H{size - 2}s")

@@ -57,7 +57,7 @@ def _lives(installation: Installation, entry: abi.Flow4, now: int) -> bool:
     server = installation.held.servers_by_id.get(entry.server)
     if service is None or server is None or server.generation != entry.generation:
         return False
-    limits = records.timeouts(service.spec, installation.hertz)
+    limits = records.timeouts(service.spec.idle_timeout_ms, installation.hertz)
     limit = int.from_bytes(limits[entry.state * 4 : entry.state * 4 + 4], "little")
     return _age(now, entry.seen) <= limit
 

@@ -8,7 +8,9 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from operator import attrgetter
 from typing import Any
 
 from fairlead.dataplane.xdp import abi
@@ -45,6 +47,8 @@ ANY_PORT = (1, 65535)  # what `*` means
 _MAPPED = 0xFFFF << 32
 _NO_SPREAD = bytes(4)
 _text = json.encoder.encode_basestring_ascii
+_NOTED = [it.name for it in fields(ServiceSpec) if it.name != "allowed"]
+_noted = attrgetter(*_NOTED)
 
 
 def u32(number: int) -> bytes:
@@ -63,9 +67,10 @@ def refuse_unsupported(spec: ServiceSpec) -> None:
         )
 
 
-def timeouts(spec: ServiceSpec, hertz: int) -> bytes:
-    """How long flows may be silent, by state."""
-    idle = spec.idle_timeout_ms * hertz // 1000 if spec.idle_timeout_ms else FOREVER
+@cache
+def timeouts(idle_timeout_ms: int, hertz: int) -> bytes:
+    """How long flows may be silent, by state; few services differ in it."""
+    idle = idle_timeout_ms * hertz // 1000 if idle_timeout_ms else FOREVER
     idle = max(1, min(idle, FOREVER))
     return abi.timeouts(*(min(idle, limit) for limit in (SYN_S * hertz, FOREVER, FIN_S * hertz, RST_S * hertz)))
 
@@ -93,25 +98,23 @@ def epoch_shift(hertz: int) -> int:
 
 def service_record(spec: ServiceSpec, table: tuple[int, int], access: int, hertz: int) -> bytes:
     """Value of ``services``; ``table``: base and size of its slot table."""
-    return abi.ServiceRecord(
+    return abi.ServiceRecord.LAYOUT.pack(
         *table,
         FORWARDINGS[spec.forwarding],
         CHOICES[spec.scheduler],
         MODES[spec.mode],
         access,
         spec.seed,
-        timeouts(spec, hertz),
+        timeouts(spec.idle_timeout_ms, hertz),
         spec.new_per_source,
-    ).pack()
-
-
-def server_record(endpoint: Endpoint, generation: int, flags: int, source: IPAddress | None) -> bytes:
-    """Value of ``servers``."""
-    address = endpoint.address
-    outer = abi.packed(source) if source is not None else abi.NOWHERE
-    return abi.ServerRecord.bytes_of(
-        abi.packed(address), endpoint.port, generation, address.version, flags, outer, _NO_SPREAD
     )
+
+
+def server_record(address: bytes, port: int, generation: int, flags: int, source: IPAddress | None) -> bytes:
+    """Value of ``servers``; the address is packed."""
+    outer = abi.packed(source) if source is not None else abi.NOWHERE
+    family = 4 if abi.is_v4(address) else 6
+    return abi.ServerRecord.LAYOUT.pack(address, port, generation, family, flags, outer, _NO_SPREAD)
 
 
 def listen_key(address: IPAddress, port: int, protocol: int) -> tuple[int, bytes]:
@@ -122,8 +125,8 @@ def listen_key(address: IPAddress, port: int, protocol: int) -> tuple[int, bytes
 def packed_key(address: bytes, port: int, protocol: int) -> tuple[int, bytes]:
     """The same of a packed address."""
     if abi.is_v4(address):
-        return 4, abi.ListenKey4.bytes_of(address[12:], port, protocol)
-    return 6, abi.ListenKey6.bytes_of(address, port, protocol)
+        return 4, abi.ListenKey4.LAYOUT.pack(address[12:], port, protocol)
+    return 6, abi.ListenKey6.LAYOUT.pack(address, port, protocol)
 
 
 def listener_keys(listener: Listener) -> list[tuple[str, bytes]]:
@@ -220,7 +223,10 @@ def read_server_note(note: list[object]) -> tuple[ServerSpec, int, bool]:
 
 def service_note(spec: ServiceSpec, access: int, *, gone: bool) -> dict[str, object]:
     """What is to be remembered of a service beside its record; who may connect stands in ``access``."""
-    values = {it.name: _plain(getattr(spec, it.name)) for it in fields(spec) if it.name != "allowed"}
+    values: dict[str, object] = dict(zip(_NOTED, _noted(spec), strict=True))
+    values["seed"] = spec.seed.hex()
+    if (kept := spec.persistence) is not None:
+        values["persistence"] = [kept.timeout_s, kept.prefix_v4, kept.prefix_v6]
     return {"spec": values, "access": access, "allowed": access_digest(spec.allowed), "gone": gone}
 
 
@@ -232,12 +238,6 @@ def read_service_note(note: dict[str, Any]) -> tuple[ServiceSpec, int, str | Non
     """
     values = {name: _READERS.get(name, _same)(value) for name, value in note["spec"].items()}
     return ServiceSpec(**values), int(note["access"]), note["allowed"], bool(note["gone"])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    return [value.timeout_s, value.prefix_v4, value.prefix_v6] if isinstance(value, Persistence) else value
 
 
 def _same(value: Any) -> Any:

@@ -10,7 +10,7 @@ Invariant: an entry is never taken away while its server is there, for flows out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fairlead.dataplane.xdp import abi, records
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
     def record(self) -> bytes:
         """The value of the map."""
-        return abi.ReplyRecord.bytes_of(self.vip, self.port, self.flags, self.service, self.server, 0)
+        return abi.ReplyRecord.LAYOUT.pack(self.vip, self.port, self.flags, self.service, self.server, 0)
 
 
 class Replies:
@@ -69,16 +69,28 @@ class Replies:
 
     def __init__(self) -> None:
         self.entries: dict[ReplyKey, Entry] = {}
-        self.touched: set[ReplyKey] = set()  # whose entry changed since the owner of this object last looked
+        self.touched: dict[ReplyKey, Entry] = {}  # that changed since the owner of this object last looked
         self._claims: dict[ReplyKey, set[Claim]] = {}
         self._ports: dict[tuple[bytes, int], set[int]] = {}
+        self._wide: set[tuple[bytes, int]] = set()  # of these, those with port 0
         self.turned: set[int] = set()  # servers that have become ambiguous, or are so no more, since then
         self._ambiguous: dict[int, set[ReplyKey]] = {}
         self._guesses: set[ReplyKey] = set()
 
     def adopt(self, key: ReplyKey, entry: Entry) -> None:
         """Take an entry over as it stands in the kernel."""
-        self._set(key, entry)
+        self._note_port(key)
+        self._set(key, entry, None)
+
+    def _note_port(self, key: ReplyKey) -> None:
+        place = key.address, key.protocol
+        ports = self._ports.get(place)
+        if ports is None:
+            self._ports[place] = {key.port}
+        else:
+            ports.add(key.port)
+        if not key.port:
+            self._wide.add(place)
 
     def change(
         self, before: Iterable[tuple[ReplyKey, Claim]], after: Iterable[tuple[ReplyKey, Claim]], until: float
@@ -89,8 +101,12 @@ class Replies:
             self._claims.get(key, set()).discard(claim)
             keys.add(key)
         for key, claim in after:
-            self._claims.setdefault(key, set()).add(claim)
-            self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
+            claims = self._claims.get(key)
+            if claims is None:
+                self._claims[key] = {claim}
+                self._note_port(key)
+            else:
+                claims.add(claim)
             keys.add(key)
         for key in sorted(keys):
             self._decide(key, until)
@@ -101,20 +117,23 @@ class Replies:
     def settle(self, now: float) -> None:
         """Guesses whose time has passed become what the configuration says."""
         for key in list(self._guesses):
-            entry = self.entries[key]
-            if entry.guess_until is not None and entry.guess_until <= now and self._claims.get(key):
-                self._set(key, self._plain(key))
+            entry, claims = self.entries[key], self._claims.get(key)
+            if entry.guess_until is not None and entry.guess_until <= now and claims:
+                self._set(key, self._plain(key, claims), entry)
 
     def forget_server(self, server: int) -> list[ReplyKey]:
         """The server has gone, and its flows; the keys that went with it."""
         gone = [key for key, entry in self.entries.items() if entry.server == server and not self._claims.get(key)]
         for key in gone:
             del self.entries[key]
+            self.touched.pop(key, None)
             self._guesses.discard(key)
             self._claims.pop(key, None)
             ports = self._ports.get((key.address, key.protocol))
             if ports is not None:
                 ports.discard(key.port)
+            if not key.port:
+                self._wide.discard((key.address, key.protocol))
         self._ambiguous.pop(server, None)
         return gone
 
@@ -137,48 +156,48 @@ class Replies:
         """Entries that the flow table decides."""
         return (key for key, entry in self.entries.items() if entry.flags & abi.REPLY_AMBIGUOUS)
 
-    def _plain(self, key: ReplyKey) -> Entry:
-        claims = self._claims[key]
+    def _plain(self, key: ReplyKey, claims: set[Claim]) -> Entry:
         base = min(claims)
         several = base.is_one_of_many or (len(claims) > 1 and len({(claim.vip, claim.port) for claim in claims}) > 1)
-        flags = abi.REPLY_AMBIGUOUS if several or self._is_shadowed(key) else 0
+        flags = abi.REPLY_AMBIGUOUS if several or (self._wide and self._is_shadowed(key)) else 0
         return Entry(base.vip, base.port, flags, base.service, base.server)
 
     def _is_shadowed(self, key: ReplyKey) -> bool:
         """Whether a service with a range of ports, which uses the server's any port, covers this one, too."""
-        if not key.port or 0 not in self._ports[key.address, key.protocol]:
+        if not key.port or (key.address, key.protocol) not in self._wide:
             return False
         wide = self._claims.get(key._replace(port=0), ())
         return any(claim.first <= key.port <= claim.last for claim in wide)
 
     def _decide(self, key: ReplyKey, until: float) -> None:
-        if not self._claims.get(key):
+        claims = self._claims.get(key)
+        if not claims:
             return
-        plain, held = self._plain(key), self.entries.get(key)
+        plain, held = self._plain(key, claims), self.entries.get(key)
         if (
             held is None
             or (not held.flags and not plain.flags and (held.vip, held.port) == (plain.vip, plain.port))
             or (held.flags & plain.flags == abi.REPLY_AMBIGUOUS and not held.flags & abi.REPLY_GUESS)
         ):
-            self._set(key, plain)
+            self._set(key, plain, held)
         else:
             # Flows from before are known in one direction only, or were of another VIP.
             last = max(until, held.guess_until or until)
             flags = abi.REPLY_AMBIGUOUS | abi.REPLY_GUESS
-            self._set(key, held._replace(flags=flags, guess_until=last))
+            self._set(key, held._replace(flags=flags, guess_until=last), held)
 
-    def _set(self, key: ReplyKey, entry: Entry) -> None:
-        if self.entries.get(key) != entry:
-            self.entries[key] = entry
-            (self._guesses.discard if entry.guess_until is None else self._guesses.add)(key)
-            self._ports.setdefault((key.address, key.protocol), set()).add(key.port)
-            self.touched.add(key)
-        self._mark(key, entry)
+    def _set(self, key: ReplyKey, entry: Entry, held: Entry | None) -> None:
+        if held != entry:
+            self.entries[key] = self.touched[key] = entry
+            if entry.guess_until is not None:
+                self._guesses.add(key)
+            elif held is not None:
+                self._guesses.discard(key)
+        if entry.flags & abi.REPLY_AMBIGUOUS or self._ambiguous:
+            self._mark(key, entry)
 
     def _mark(self, key: ReplyKey, entry: Entry) -> None:
         unclear = bool(entry.flags & abi.REPLY_AMBIGUOUS)
-        if not (unclear or self._ambiguous):
-            return
         for server in self.servers_of(key):
             was = self.is_ambiguous(server)
             if unclear:
@@ -191,7 +210,7 @@ class Replies:
 
 def claims(
     service: int,
-    members: Mapping[int, tuple[IPAddress, int]],
+    members: Sequence[tuple[int, bytes, int]],
     listens: Iterable[tuple[IPAddress, int, int]],
     protocol: int,
 ) -> frozenset[tuple[ReplyKey, Claim]]:
@@ -199,16 +218,16 @@ def claims(
 
     Args:
         service: Its id.
-        members: Address and port of its servers, by id.
+        members: Id, packed address and port of its servers.
         listens: Address, first and last port where it is offered.
         protocol: Number of the protocol.
     """
     found = []
-    packed = {server: (at.version, abi.packed(at), port) for server, (at, port) in members.items()}
     for address, first, last in listens:
-        vip, family, single = abi.packed(address), address.version, first == last
-        for server, (version, at, port) in packed.items():
-            if version == family:
+        vip, single = abi.packed(address), first == last
+        four = abi.is_v4(vip)
+        for server, at, port in members:
+            if abi.is_v4(at) is four:
                 key = ReplyKey(at, port or (first if single else 0), protocol)
                 found.append((key, Claim(service, server, vip, first if single or port else 0, first, last)))
     return frozenset(found)
@@ -216,8 +235,8 @@ def claims(
 
 def reply_place(key: ReplyKey) -> tuple[str, bytes]:
     """Map and key of an entry."""
-    family, raw = records.packed_key(key.address, key.port, key.protocol)
-    return f"replies{family}", raw
+    family, raw = records.packed_key(*key)
+    return "replies4" if family == 4 else "replies6", raw
 
 
 def reply_entry(name: str, raw_key: bytes, raw: bytes, guess_until: float) -> tuple[ReplyKey, Entry]:

@@ -32,14 +32,15 @@ class Ids:
         """How many are left."""
         return self.capacity - 1 - len(self._used)
 
-    def take(self) -> int:
-        """The next free number; there must be one."""
-        assert self.room > 0
-        while self._next in self._used or not 1 <= self._next < self.capacity:
-            self._next = self._next + 1 if self._next < self.capacity - 1 else 1
-        number = self._next
-        self.use(number)
-        self._next += 1
+    def take(self) -> int | None:
+        """The next free number, if there is one."""
+        used, capacity, number = self._used, self.capacity, self._next
+        if len(used) >= capacity - 1:
+            return None
+        while number in used or not 1 <= number < capacity:
+            number = number + 1 if number < capacity - 1 else 1
+        used.add(number)
+        self._next = number + 1
         return number
 
     def use(self, number: int) -> None:

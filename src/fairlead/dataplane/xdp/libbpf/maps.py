@@ -109,15 +109,15 @@ class BpfMap(Held):
 
     def put_many(self, items: Mapping[bytes, bytes]) -> None:
         """Set many keys, a few thousand a system call."""
-        pairs = list(items.items())
-        for start in range(0, len(pairs), _BATCH):
-            part = pairs[start : start + _BATCH]
+        keys, values = list(items), list(items.values())
+        for start in range(0, len(keys), _BATCH):
+            part = slice(start, start + _BATCH)
             options = _Batch(sz=ctypes.sizeof(_Batch))
-            count = ctypes.c_uint32(len(part))
+            count = ctypes.c_uint32(len(keys[part]))
             result = library().bpf_map_update_batch(
                 self.descriptor,
-                b"".join(key for key, _ in part),
-                b"".join(value for _, value in part),
+                b"".join(keys[part]),
+                b"".join(values[part]),
                 ctypes.byref(count),
                 ctypes.byref(options),
             )
