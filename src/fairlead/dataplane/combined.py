@@ -9,7 +9,8 @@ packets before the old one lets go. A server lives in every plane that has a tab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import TypeVar
 
 from fairlead.dataplane.base import Counters, DataPlane, Explanation, FlowFilter
@@ -180,10 +181,16 @@ class CombinedDataPlane:
             DataPlaneError: An Op cannot be done; those before it are divided.
         """
         user = self._users(plan)
-        for op in plan.ops:
+        for kind, run in groupby(plan.ops, key=type):
+            if kind is PutServer:
+                self._put_servers({op.spec.key: op.spec for op in run if isinstance(op, PutServer)})
+            else:
+                self._divide_run(run, user)
+
+    def _divide_run(self, run: Iterable[Op], user: Mapping[str | None, str]) -> None:
+        """Ops of one kind."""
+        for op in run:
             match op:
-                case PutServer(spec):
-                    self._put_server(op, spec)
                 case DeleteServer(key):
                     for digest in self._waiting_tables:
                         if any(member.key == key for member in self._tables[digest].members):
@@ -193,7 +200,7 @@ class CombinedDataPlane:
                     self._to_holders(op)
                 case PutTable(digest, table):
                     for member in table.members:
-                        if self._known(member.key) is None:
+                        if member.key not in self._servers and self._known(member.key) is None:
                             raise DataPlaneError(f"{describe(op)}: no server {member.key}", op)
                     self._tables[digest] = table
                     if digest in user:
@@ -235,22 +242,25 @@ class CombinedDataPlane:
             if it.holds(op):
                 it.give(op)
 
-    def _put_server(self, op: PutServer, spec: ServerSpec) -> None:
-        self._servers[spec.key] = spec
-        held = False
+    def _put_servers(self, specs: Mapping[str, ServerSpec]) -> None:
+        """At once, for there may be a hundred thousand."""
+        self._servers.update(specs)
+        waiting = set(specs)
         for it in self._planes.values():
-            if spec.key in it.servers:
-                it.give(op)
-                held = True
-        if not held:
-            self._waiting_servers.add(spec.key)
+            lacking = it.servers.lacks(specs)
+            if len(lacking) < len(specs):
+                it.give_servers([spec for key, spec in specs.items() if key not in lacking])
+            waiting &= lacking
+        self._waiting_servers |= waiting
 
     def _give_table(self, it: Plane, digest: str) -> None:
         """A table, and before it the servers that it names."""
         table = self._tables[digest]
-        for member in table.members:
-            if member.key not in it.servers and (spec := self._known(member.key)) is not None:
-                it.give(PutServer(spec))
+        lacking = it.servers.lacks([member.key for member in table.members])
+        if lacking:
+            keys = [member.key for member in table.members if member.key in lacking]
+            found = [self._servers.get(key) or self._known(key) for key in keys]
+            it.give_servers([spec for spec in found if spec is not None])
         it.give(PutTable(digest, table))
 
     def _known(self, key: str) -> ServerSpec | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -45,6 +45,11 @@ class Draft(Generic[K, V]):
             return self._since[key] is not None
         return key in self._held
 
+    def lacks(self, keys: Iterable[K]) -> set[K]:
+        """Those of the keys that are not there; of many it is quicker than to ask one by one."""
+        held, since = self._held, self._since
+        return {key for key in keys if (since[key] is None if key in since else key not in held)}
+
     def get(self, key: K) -> V | None:
         """What is there."""
         return self._since[key] if key in self._since else self._held.get(key)
@@ -52,6 +57,10 @@ class Draft(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         """It is told to have this."""
         self._since[key] = value
+
+    def put_all(self, values: Mapping[K, V]) -> None:
+        """It is told to have these."""
+        self._since.update(values)
 
     def drop(self, key: K) -> None:
         """It is told not to have this."""
@@ -101,6 +110,13 @@ class Plane:
                 return name in self.services
             case CloseListener(listener):
                 return self.opened.get(listener, listener in self.seen.listeners)
+
+    def give_servers(self, specs: Sequence[ServerSpec]) -> None:
+        """Let it have these servers, too."""
+        if specs:
+            (self.last or self.ops).extend(map(PutServer, specs))
+            self.told = True
+            self.servers.put_all({spec.key: spec for spec in specs})
 
     def give(self, op: Op) -> None:
         """Let it do this, too."""

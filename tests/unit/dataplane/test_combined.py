@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from fairlead.dataplane.base import DataPlane
 from fairlead.dataplane.combined import CombinedDataPlane
 from fairlead.dataplane.memory import MemoryDataPlane
 from fairlead.model.service import Forwarding
-from fairlead.model.state import CloseListener, OpenListener
+from fairlead.model.state import CloseListener, OpenListener, Plan, PutServer
 from fairlead.policy import tables
 from fairlead.policy.plan import plan
 from support.models import forwarding_state, listener, server_spec, service_spec, table_spec
@@ -61,6 +62,17 @@ async def test_a_service_that_changes_its_forwarding_moves_and_leaves_nothing_be
     await bring(both, NOTHING)
     assert same(proxy.state, NOTHING)
     assert same(packets.state, NOTHING)
+
+
+async def test_a_server_that_its_plane_lost_is_not_taken_for_one_that_waits() -> None:
+    proxy, packets = MemoryDataPlane(), MemoryDataPlane()
+    both = CombinedDataPlane(proxy, packets)
+    await bring(both, NATTED)
+    assert same(await both.observe(), NATTED)
+    await both.apply(Plan((PutServer(SERVERS[0]._replace(weight=7)),)))
+    assert packets.state.servers[SERVERS[0].key].weight == 7
+    packets.state = replace(packets.state, servers={SERVERS[1].key: SERVERS[1]})
+    assert SERVERS[0].key not in (await both.observe()).servers
 
 
 async def test_a_move_that_was_cut_is_done_again() -> None:
