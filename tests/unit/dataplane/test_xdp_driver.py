@@ -7,6 +7,8 @@ import asyncio
 import errno
 import socket
 import subprocess
+import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from fairlead.dataplane.base import FlowFilter
-from fairlead.dataplane.xdp import abi, kernel, pins, records
+from fairlead.dataplane.xdp import abi, driver, kernel, pins, records
 from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.libbpf.hooks import XDP_GENERIC, XDP_NATIVE, Link, attached_program
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
+from fairlead.dataplane.xdp.room import Needs
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import AddressRange
 from fairlead.model.service import Forwarding, Scheduler
@@ -32,6 +35,7 @@ from fairlead.model.state import (
     Plan,
     PutServer,
     ServiceMode,
+    TableSpec,
 )
 from fairlead.model.vip import STATIC, Vip
 from fairlead.policy import tables
@@ -550,3 +554,39 @@ async def test_a_kernel_without_tcx_forwards_all_the_same(monkeypatch: pytest.Mo
         assert attached_program(index())
         assert resolvers() == {}
         assert made._in.kernel.meta()["constants"]["resolver"] == 0
+
+
+async def test_tables_are_filled_while_the_program_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    filling, loading = threading.Event(), threading.Event()
+    made = plane()
+    fill, have_room = made._build_table, made._in.have_room
+
+    def patient_fill(spec: TableSpec) -> array[int]:
+        filling.set()
+        assert loading.wait(5)
+        return fill(spec)
+
+    def patient_room(needs: Needs) -> None:
+        loading.set()
+        assert filling.wait(5)
+        have_room(needs)
+
+    monkeypatch.setattr(driver, "SMALL_TABLE", 0)
+    monkeypatch.setattr(made, "_build_table", patient_fill)
+    monkeypatch.setattr(made._in, "have_room", patient_room)
+    try:
+        await bring(made, state())
+        assert same(await made.observe(), state())
+    finally:
+        await made.detach()
+
+
+async def test_a_table_that_cannot_be_filled_leaves_a_plane_that_takes_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened_plane() as made:
+        fill = made._build_table
+        monkeypatch.setattr(made, "_build_table", lambda spec: fill(replace(spec, live=frozenset())))
+        with pytest.raises(DataPlaneError, match="needs a live member"):
+            await bring(made, state())
+        monkeypatch.setattr(made, "_build_table", fill)
+        await bring(made, state())
+        assert same(await made.observe(), state())

@@ -223,6 +223,11 @@ class XdpDataPlane:
         """
         if not plan:
             return
+        if not self._in.running:
+            async with self._lock:
+                first = await self._build_and_load(plan)
+                await to_its_end(lambda: self._carry_out(plan, first))
+            return
         slots = await self._build(plan)
         async with self._lock:
             if self._is_quick(plan):
@@ -243,6 +248,14 @@ class XdpDataPlane:
             )
         )
 
+    async def _build_and_load(self, plan: Plan) -> dict[str, array[int]]:
+        """Fill tables while the kernel looks through the program, for which it takes another CPU most of a second."""
+        loading = asyncio.create_task(to_its_end(lambda: self._make_room(plan)))
+        try:
+            return await self._build(plan)
+        finally:
+            await loading
+
     async def _build(self, plan: Plan) -> dict[str, array[int]]:
         """Fill tables outside the lock: it takes a while, and one way to a thread and back for all of them."""
         held = self._held
@@ -262,16 +275,25 @@ class XdpDataPlane:
         return slots
 
     def _apply(self, plan: Plan, slots: dict[str, array[int]]) -> None:
+        self._make_room(plan)
+        self._carry_out(plan, slots)
+
+    def _make_room(self, plan: Plan) -> None:
+        """Have the program loaded, with maps that are large enough, if anything is to be held."""
         puts = [op for op in plan.ops if isinstance(op, PutServer | PutTable | PutService | OpenListener)]
         if not self._in.running and not puts:
             return
-        self._shown.touch(plan.ops)
-        servers = len(self._held.servers_by_id)
         try:
             if not self._has_room(puts):
                 self._in.have_room(self._needs(plan.ops))
         except (UnsupportedFeature, DataPlaneError) as error:
             raise DataPlaneError(str(error), puts[0] if puts else plan.ops[0]) from error
+
+    def _carry_out(self, plan: Plan, slots: dict[str, array[int]]) -> None:
+        if not self._in.running:
+            return
+        self._shown.touch(plan.ops)
+        servers = len(self._held.servers_by_id)
         try:
             for _, run in groupby(plan.ops, key=_kind):
                 self._run(tuple(run), slots)
@@ -316,9 +338,9 @@ class XdpDataPlane:
 
     def _do(self, held: Holdings, op: Op, slots: dict[str, array[int]]) -> None:
         match op:
-            case PutServer(spec):
-                held.put_server(spec)
-                self._damaged.discard(spec.key)
+            case PutServer():
+                held.put_server(op.spec)
+                self._damaged.discard(op.spec.key)
             case DeleteServer(key):
                 held.delete_server(key)
             case PutTable(digest, spec):
@@ -346,8 +368,8 @@ class XdpDataPlane:
         needs = Needs(held)
         for op in ops:
             match op:
-                case PutServer(spec):
-                    needs.server(spec)
+                case PutServer():
+                    needs.server(op.spec)
                 case PutTable(digest, spec):
                     needs.table(digest, spec)
                 case PutService(spec):

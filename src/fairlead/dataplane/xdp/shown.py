@@ -44,8 +44,8 @@ class Shown:
         """These Ops are about to be done."""
         for op in ops:
             match op:
-                case PutServer(spec):
-                    self._servers.add(spec.key)
+                case PutServer():
+                    self._servers.add(op.spec.key)
                 case DeleteServer(key):
                     self._servers.add(key)
                 case PutTable(digest) | DeleteTable(digest):
