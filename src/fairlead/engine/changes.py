@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable
 
 from fairlead.model.configuration import Configuration
-from fairlead.policy.derive import ServerStatus
+from fairlead.policy.status import ServerStatus
 
 
 def server_changes(before: ServerStatus | None, after: ServerStatus) -> tuple[str, ...]:

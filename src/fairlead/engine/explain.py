@@ -15,7 +15,8 @@ from fairlead.model.pool import AdminState
 from fairlead.model.state import ForwardingState, Listener, ServiceSpec
 from fairlead.model.views import ExplainStep, ExplainView
 from fairlead.policy import derive, tables, trace
-from fairlead.policy.derive import Derived, ServerStatus
+from fairlead.policy.derive import Derived
+from fairlead.policy.status import ServerStatus
 
 MANY = 20  # servers that are told about one by one
 

@@ -18,8 +18,8 @@ from fairlead.model.configuration import Configuration
 from fairlead.model.views import VipView, VrrpView
 from fairlead.model.vip import STATIC, Vip
 from fairlead.policy import eligibility
-from fairlead.policy.derive import ServiceStatus
 from fairlead.policy.eligibility import Eligibility
+from fairlead.policy.status import ServiceStatus
 
 LOOK_S = 0.5  # how often the self-test of the data plane is looked at
 LOOK_AGAIN_S = 0.01  # at what changes in a moment

@@ -9,7 +9,8 @@ from fairlead.engine.events import Events
 from fairlead.model.configuration import Configuration
 from fairlead.model.shared import differing
 from fairlead.model.state import ServiceMode
-from fairlead.policy.derive import Derived, ServiceStatus
+from fairlead.policy.derive import Derived
+from fairlead.policy.status import ServiceStatus
 
 _NEW_FLOWS = {ServiceMode.REJECT: "new flows are refused", ServiceMode.DROP: "new flows are dropped"}
 

@@ -10,7 +10,8 @@ from fairlead.engine.advice import describe
 from fairlead.model.configuration import Configuration
 from fairlead.model.service import Engine, VirtualService
 from fairlead.model.views import ServerView, ServiceView
-from fairlead.policy.derive import Derived, ServerStatus
+from fairlead.policy.derive import Derived
+from fairlead.policy.status import ServerStatus
 
 NOTHING_COUNTED = ServerCounters()
 NO_SERVICE_COUNTED = ServiceCounters()

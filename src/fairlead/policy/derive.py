@@ -19,13 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from fairlead.model.configuration import Configuration
-from fairlead.model.health import AgentAdvice, ProbeTarget, Verdict
-from fairlead.model.net import Endpoint, Protocol
-from fairlead.model.pool import AdminState, Pool, server_key
-from fairlead.model.reasons import DownReason, IdleReason, ShareReason
+from fairlead.model.health import ProbeTarget
+from fairlead.model.net import Protocol
+from fairlead.model.pool import Pool, server_key
 from fairlead.model.service import Forwarding, VirtualService
 from fairlead.model.shared import Shared, differing, shared
 from fairlead.model.state import ForwardingState, Listener, ServiceMode, ServiceSpec, TableSpec
@@ -34,7 +32,7 @@ from fairlead.policy.access import allowed_ranges
 from fairlead.policy.flowhash import service_seed
 from fairlead.policy.health import target_key
 from fairlead.policy.members import Choice, Member, choose, departed, standing, unpinned, usable
-from fairlead.policy.rising import FULL, next_step_at
+from fairlead.policy.rising import next_step_at
 from fairlead.policy.runtime import (
     Departure,
     Ejection,
@@ -51,6 +49,7 @@ from fairlead.policy.runtime import (
     targets,
     transition,
 )
+from fairlead.policy.status import ServerStatus, ServiceStatus, server_status, service_status
 
 __all__ = [
     "Departure",
@@ -58,8 +57,6 @@ __all__ = [
     "Ejection",
     "Override",
     "Runtime",
-    "ServerStatus",
-    "ServiceStatus",
     "adopt",
     "desired",
     "heard",
@@ -71,50 +68,6 @@ __all__ = [
     "touched",
     "transition",
 ]
-
-
-class ServerStatus(NamedTuple):
-    """One server, and why it takes no new flows if it does not; a tuple, for a hundred thousand are made at a time.
-
-    Attributes:
-        weight: Configured, or set at run time.
-        effective_weight: What schedulers use now, rounded up; 0 exactly when ``idle_reason`` says why.
-        share: Per cent of its weight that it has for now; below 100 exactly when ``share_reason`` says why.
-        health: None when it is not checked (no monitor, maintenance, or removed).
-        drain_deadline: Monotonic moment at which the flows that are left are reset, or None.
-        max_connections: What it takes at most, by the operator or its agent; 0: no limit.
-        ejected_until: Monotonic moment at which passive checking lets it return, or None.
-        advice: What the agent on it says; None: nobody asks it.
-    """
-
-    key: str
-    pool: str
-    name: str
-    endpoint: Endpoint
-    weight: int
-    effective_weight: int
-    backup: bool
-    admin: AdminState
-    health: Verdict | None
-    idle_reason: IdleReason | None
-    down_reason: DownReason | None
-    detail: str
-    drain_deadline: float | None
-    max_connections: int
-    share: int = FULL
-    share_reason: ShareReason | None = None
-    ejected_until: float | None = None
-    advice: AgentAdvice | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceStatus:
-    """One service. ``live_weight`` is what the quorum was compared with, also while the service fails open."""
-
-    name: str
-    state: str  # "up" | "degraded" | "down"
-    mode: ServiceMode
-    live_weight: int
 
 
 class Basis:
@@ -288,8 +241,8 @@ def _part(basis: Basis, now: float, name: str, leaving: Sequence[Member]) -> _Pa
             _spec(basis.configuration, service, choice, recipes)
             for service, choice in zip(services, choices, strict=True)
         ],
-        [_server_status(member, busy=member.key in busy) for member in members],
-        [_service_status(choice, it, complete=complete) for it, choice in zip(services, choices, strict=True)],
+        [server_status(member, busy=member.key in busy) for member in members],
+        [service_status(choice, it, complete=complete) for it, choice in zip(services, choices, strict=True)],
         min((moment for moment in moments if moment > now), default=None),
     )
 
@@ -397,38 +350,3 @@ def _moments(member: Member) -> tuple[float, ...]:
     """When it changes by itself."""
     known = (member.drain_deadline, member.forgotten_at, member.ejected_until)
     return () if known == _NEVER else tuple(moment for moment in known if moment is not None)
-
-
-def _server_status(member: Member, *, busy: bool) -> ServerStatus:
-    health = member.health
-    unchecked = "no longer configured" if member.departed else ""
-    return ServerStatus(
-        member.key,
-        member.pool,
-        member.server.name,
-        member.server.endpoint,
-        member.weight,
-        -(-member.weight * member.share // FULL) if busy else 0,
-        member.server.backup,
-        member.admin,
-        health.verdict if health else None,
-        None if busy else member.idle_reason,
-        health.reason if health else None,
-        health.detail if health else unchecked,
-        member.drain_deadline,
-        member.max_connections,
-        member.share,
-        member.share_reason,
-        member.ejected_until,
-        member.advice,
-    )
-
-
-def _service_status(choice: Choice, service: VirtualService, *, complete: bool) -> ServiceStatus:
-    if choice.mode is not ServiceMode.FORWARD:
-        state = "down"
-    elif choice.fail_open or choice.live[0].server.backup or not complete:
-        state = "degraded"
-    else:
-        state = "up"
-    return ServiceStatus(service.name, state, choice.mode, choice.live_weight)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fairlead.model.configuration import Configuration
-from fairlead.policy.derive import ServiceStatus
+from fairlead.policy.status import ServiceStatus
 
 FAULT_S = 3.0  # a data plane that is repaired within this was never at fault
 RECOVERY_S = 5.0  # well for so long before the node is fit again,

@@ -14,7 +14,7 @@ from fairlead.engine.ownership import HANDOVER_S, SETTLE_S, Ownership
 from fairlead.errors import Conflict, NotFound
 from fairlead.model.state import ServiceMode
 from fairlead.model.vip import STATIC, Vip, VrrpInstance
-from fairlead.policy.derive import ServiceStatus
+from fairlead.policy.status import ServiceStatus
 from support.announcer import FakeAnnouncer
 from support.models import configuration, pool, server, service
 from support.virtual import run_virtually

@@ -15,7 +15,8 @@ from fairlead.model.reasons import IdleReason, ShareReason
 from fairlead.model.service import Scheduler, WhenAllDown
 from fairlead.model.state import FlowTreatment
 from fairlead.policy import derive
-from fairlead.policy.derive import Runtime, ServerStatus
+from fairlead.policy.derive import Runtime
+from fairlead.policy.status import ServerStatus
 from support.models import DOWN, TCP_MONITOR, UP, configuration, endpoint, pool, server, service
 
 A, B = "10.0.0.1:80", "10.0.0.2:80"

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.model.state import ServiceMode
-from fairlead.policy.derive import ServiceStatus
 from fairlead.policy.eligibility import (
     FAULT_S,
     MAX_RECOVERY_S,
@@ -23,6 +22,7 @@ from fairlead.policy.eligibility import (
     next_at,
     step,
 )
+from fairlead.policy.status import ServiceStatus
 from support.models import configuration, pool, server, service
 
 DOWN = Fault("service web is down", settled=True)
