@@ -65,11 +65,10 @@ class Process:
             self._watch()
             now = time.monotonic()
             self._epoll.poll(max(0.0, min(self._next_at() - now, TICK_S)))
-            self._notice_stall()
             for _ in range(MAX_ROUNDS):
                 if self._hear() < FRESH_S:
                     break
-            now = self._ran_at = time.monotonic()
+            now = self._notice_stall()
             self._handle_timers(now)
             self._obey()
             if self.asked_to_end and not self._ending:
@@ -108,12 +107,15 @@ class Process:
                 continue
         self._watched = wanted
 
-    def _notice_stall(self) -> None:
+    def _notice_stall(self) -> float:
+        """The present. From call to call the whole loop is gone through, so wherever it was stopped, it shows."""
         now = time.monotonic()
         if now - self._ran_at > TICK_S + STALL_S:
             message = f"did not run for {now - self._ran_at:.1f} s"
             self._control.tell(Event("vrrp_stall", "vrrp", message, "warning"))
             self._addresses.announce_all(now)
+        self._ran_at = now
+        return now
 
     def _hear(self) -> float:
         """Read everything; how long ago that began."""
