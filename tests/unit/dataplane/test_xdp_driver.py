@@ -23,6 +23,7 @@ from fairlead.dataplane.xdp.driver import XdpDataPlane
 from fairlead.dataplane.xdp.libbpf.hooks import XDP_GENERIC, XDP_NATIVE, Link, attached_program
 from fairlead.dataplane.xdp.libbpf.maps import BpfMap
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
+from fairlead.dataplane.xdp.release import lingers
 from fairlead.dataplane.xdp.room import Needs
 from fairlead.errors import DataPlaneError
 from fairlead.model.net import AddressRange
@@ -350,7 +351,7 @@ async def test_ids_come_back_when_no_flow_holds_them_and_not_soon(monkeypatch: p
             seen.append(made._held.servers["web/1"].number)
             await made.apply(Plan((DeleteServer("web/1"),)))
             await made.observe()
-            assert not made._held.lingering
+            assert not lingers(made._held)
         assert len(set(seen)) == 20
         assert not list(map_of(made, "names_server").keys())
 

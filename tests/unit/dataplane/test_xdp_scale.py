@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead.dataplane.xdp.release import release
 from fairlead.model.service import Forwarding
 from fairlead.model.state import DeleteTable, ForwardingState, ObservedState, Plan, PutService, PutTable
 from fairlead.policy import tables
@@ -131,7 +132,7 @@ async def test_f30_ids_that_are_used_again_never_carry_a_flow_to_another_service
                 kept += met[:2] == bytes((10, 1 + service))  # else an RST in the name of the VIP
             if turn % 20 == 19:
                 live = made._in.census.count(fresh=True)
-                made._held.release(live.servers, live.services)
+                release(made._held, live.servers, live.services)
                 made._held.flush()
         assert made._held.server_ids.capacity == 4096
     assert kept > 2000

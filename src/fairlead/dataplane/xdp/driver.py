@@ -25,6 +25,7 @@ from fairlead.dataplane.xdp.host import Host
 from fairlead.dataplane.xdp.installation import Installation
 from fairlead.dataplane.xdp.look import look
 from fairlead.dataplane.xdp.programs import Programs
+from fairlead.dataplane.xdp.release import lingers, release
 from fairlead.dataplane.xdp.room import Needs
 from fairlead.dataplane.xdp.shown import Shown, without
 from fairlead.dataplane.xdp.ways import Ways
@@ -194,10 +195,10 @@ class XdpDataPlane:
             self._damaged |= self._held.listeners.keys()  # nothing came by them until now
         self._in.settler.step(self._held, self._clock())
         self._held.flush()
-        if self._held.lingering and self._clock() >= self._release_at:
+        if lingers(self._held) and self._clock() >= self._release_at:
             self._release_at = self._clock() + RELEASE_S
             live = self._in.census.count(fresh=True)
-            if self._held.release(live.servers, live.services):
+            if release(self._held, live.servers, live.services):
                 self._held.flush()
         self._scan_at = self._clock() + SCAN_S
 

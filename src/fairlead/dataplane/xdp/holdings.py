@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fairlead.dataplane.xdp import abi, records
@@ -455,46 +455,6 @@ class Holdings:
             action()
         self.replies.settle(now)
         self.write_replies()
-
-    def release(self, busy_servers: Mapping[int, int], busy_services: Mapping[int, int]) -> int:
-        """Give ids back that no flow and no entry holds; how many.
-
-        Args:
-            busy_servers: Live flows by id.
-            busy_services: Likewise.
-        """
-        in_tables = {number for table in self.tables.values() for number in table.members}
-        count = 0
-        for number, server in list(self.servers_by_id.items()):
-            former = server.gone or self.servers.get(server.spec.key) is not server
-            if not former or number in in_tables or busy_servers.get(number):
-                continue
-            for key in self.replies.forget_server(number):
-                name, raw = reply_place(key)
-                self.mirrors[name].delete(raw)
-            del self.servers_by_id[number]
-            if others := tuple(it for it in self.same_key[server.spec.key] if it is not server):
-                self.same_key[server.spec.key] = others
-            else:
-                del self.same_key[server.spec.key]
-            self.mirrors["names_server"].delete(u32(number))
-            self.mirrors["servers"].content.pop(u32(number), None)
-            self.server_ids.release(number)
-            count += 1
-        in_replies = self.replies.services()
-        for number, service in list(self.services_by_id.items()):
-            if service.gone and not busy_services.get(number) and number not in in_replies:
-                del self.services_by_id[number]
-                self.mirrors["names_service"].delete(u32(number))
-                self.mirrors["services"].content.pop(u32(number), None)
-                self.service_ids.release(number)
-                count += 1
-        return count
-
-    @property
-    def lingering(self) -> bool:
-        """Whether ids wait to be given back."""
-        return len(self.servers_by_id) > len(self.servers) or len(self.services_by_id) > len(self.services)
 
     def flush(self) -> None:
         """Write everything that waits, in an order that works wherever it is cut."""
