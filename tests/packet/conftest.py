@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from fairlead.dataplane.xdp.libbpf.objects import LoadedObject
-from support.xdp import Bed, bed_object, build_links, open_bed, own_namespace
+from fairlead.dataplane.xdp.settle import Settler
+from packet.settled import FOR_EVER
+from support.xdp import Bed, bed_object, build_links, open_bed, own_namespace, settle_object
 
 
 @pytest.fixture(scope="package")
@@ -24,3 +26,11 @@ def namespace() -> Iterator[None]:
 def bed(namespace: None, request: pytest.FixtureRequest) -> Iterator[Bed]:
     with open_bed(fast_path=request.param, hop_ttl=1000 * request.param) as opened:
         yield opened
+
+
+@pytest.fixture
+def settler(bed: Bed) -> Iterator[Settler]:
+    """Of beds whose epochs last for ever: it need not look how long they are."""
+    made = Settler(settle_object(), bed.maps, FOR_EVER)
+    yield made
+    made.close()

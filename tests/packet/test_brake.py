@@ -12,11 +12,11 @@ import pytest
 from fairlead.dataplane.xdp import abi
 from fairlead.dataplane.xdp.abi import Counter
 from fairlead.dataplane.xdp.settle import Settler
-from packet.settled import MARKS, SERVERS, SLOTS, VIP, begin, client, entries, put, send, seven, slot, word
+from packet.settled import FOR_EVER, MARKS, SERVERS, SLOTS, VIP, begin, client, entries, put, send, seven, slot, word
 from packet.world import World
 from support.packets import ACK, SYN, tcp_frame
 from support.wait import until
-from support.xdp import Bed, open_bed, settle_object
+from support.xdp import Bed, open_bed
 
 pytestmark = pytest.mark.root
 
@@ -26,15 +26,8 @@ FLOWS = range(1, 41)
 
 @pytest.fixture(scope="module")
 def bed(namespace: None) -> Iterator[Bed]:
-    with open_bed(hop_ttl=1000, entries=1024, words=1, touch_shift=31) as opened:
+    with open_bed(hop_ttl=1000, entries=1024, words=1, touch_shift=FOR_EVER) as opened:
         yield opened
-
-
-@pytest.fixture
-def settler(bed: Bed) -> Iterator[Settler]:
-    made = Settler(settle_object(), bed.maps, 31)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from fairlead.dataplane.xdp.settle import Settler
 from packet.settled import (
     EPOCH,
     FLAGS,
+    FOR_EVER,
     MARKS,
     SERVERS,
     SLOTS,
@@ -36,7 +37,7 @@ from packet.settled import (
 from packet.world import World
 from support.oracle.nouns import PASS, REDIRECT, Reply
 from support.packets import ACK, FIN, SYN, TCP, UDP, tcp_frame, udp_frame
-from support.xdp import INSIDE, Bed, open_bed, settle_object
+from support.xdp import INSIDE, Bed, open_bed
 
 pytestmark = pytest.mark.root
 
@@ -46,15 +47,8 @@ CROWDED = abi.Settings(crowded=1)
 @pytest.fixture(scope="module")
 def bed(namespace: None) -> Iterator[Bed]:
     # An epoch lasts for ever: what is a matter of time is written into the word.
-    with open_bed(hop_ttl=1000, entries=1024, words=1, touch_shift=31) as opened:
+    with open_bed(hop_ttl=1000, entries=1024, words=1, touch_shift=FOR_EVER) as opened:
         yield opened
-
-
-@pytest.fixture
-def settler(bed: Bed) -> Iterator[Settler]:
-    made = Settler(settle_object(), bed.maps, 31)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fairlead.app.cleanup import clean_up
@@ -58,17 +59,25 @@ def run(options: RunOptions) -> int:
         return asyncio.run(serve(Daemon(loaded, None, None, _socket(options.socket, loaded))))
     file = options.file
     gc.disable()  # until the daemon is ready: next to nothing is garbage before
-
-    async def read() -> Loaded:
-        gc.disable()  # nothing of it is garbage: looking for some stalled the loop for seconds with 10,000 services
-        try:
-            return await asyncio.to_thread(_load, file)
-        finally:
-            gc.freeze()
-            gc.enable()
-
     loaded = _load(file)
-    return asyncio.run(serve(Daemon(loaded, read, str(file), _socket(options.socket, loaded))))
+    return asyncio.run(serve(Daemon(loaded, partial(read_again, file), str(file), _socket(options.socket, loaded))))
+
+
+async def read_again(file: Path) -> Loaded:
+    """Read the configuration beside what the daemon does; nothing of it is garbage, and none is looked for meanwhile.
+
+    Looking for some among a million new objects stalled the daemon for seconds with 10,000 services.
+
+    Raises:
+        ConfigError: The configuration is invalid.
+    """
+    gc.collect()  # what is garbage by now must not be kept with the rest
+    gc.disable()
+    try:
+        return await asyncio.to_thread(_load, file)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def cleanup(socket: Path) -> list[str]:
