@@ -149,7 +149,7 @@ def is_v4(address: bytes) -> bool:
 
 def near_index(address: bytes) -> int:
     """The byte of the address filter (map ``near``) that stands for a packed address."""
-    if address.startswith(_MAPPED):
+    if is_v4(address):
         folded = int.from_bytes(address[12:], "little")
     else:
         a, b, c, d = struct.unpack("<4I", address)
